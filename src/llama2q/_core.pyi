@@ -1,0 +1,209 @@
+"""Types of the C++ extension. Arrays are C-contiguous; a wrong dtype or shape is an error."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+type _F32 = NDArray[np.float32]
+type _I32 = NDArray[np.int32]
+type KvDtype = Literal["f32", "f16", "int8"]
+
+BLOCK_SIZE: int
+"""Positions per KV block: 64."""
+BAND_ROWS: int
+"""Rows per band of a weight matrix: 16."""
+
+def isas() -> list[str]:
+    """Names of the instruction sets compiled in that this CPU has, slowest first."""
+
+def default_isa() -> str:
+    """Name of the one used when none is asked for: LLAMA2Q_ISA, or the fastest."""
+
+def default_threads() -> int:
+    """Physical cores that this process may use (affinity and cgroup quota respected)."""
+
+class Matrix:
+    """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""
+
+    @staticmethod
+    def int4(
+        codes: NDArray[np.uint8], scales: NDArray[np.float16], grid: NDArray[np.int8],
+        rows: int, cols: int,
+    ) -> Matrix:
+        """codes uint8 (n_bands, K/8, 64), scales float16 (n_bands, K/G, 16), grid int8 (16,)."""
+
+    @staticmethod
+    def int8(
+        codes: NDArray[np.int8], scales: NDArray[np.float16], rows: int, cols: int
+    ) -> Matrix:
+        """codes int8 (n_bands, K/4, 64), scales float16 (n_bands, K/G, 16)."""
+
+    @staticmethod
+    def dense(
+        values: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16],
+        rows: int, cols: int,
+    ) -> Matrix:
+        """values (n_bands, cols, 16); uint16 holds bfloat16."""
+
+    @property
+    def kind(self) -> Literal["int4", "int8", "f32", "f16", "bf16"]: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def group_size(self) -> int:
+        """Columns per scale; 0 for dense."""
+
+class Embedding:
+    """The token embedding table, row-major [vocab_size, dim]; keeps its arrays alive."""
+
+    @staticmethod
+    def int8(codes: NDArray[np.int8], scales: NDArray[np.float16]) -> Embedding:
+        """codes int8 (vocab_size, dim), scales float16 (vocab_size, ceil(dim / G))."""
+
+    @staticmethod
+    def dense(
+        values: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16],
+    ) -> Embedding:
+        """values (vocab_size, dim); uint16 holds bfloat16."""
+
+class CancelFlag:
+    """An atomic flag that a running step reads between layers."""
+
+    def __init__(self) -> None: ...
+    def set(self) -> None: ...
+    def is_set(self) -> bool: ...
+
+class Model:
+    """Weights, KV cache and thread pool; `step` is the one forward call. Calls are serialized."""
+
+    def __init__(
+        self,
+        *,
+        config: Mapping[str, int | float],
+        tok_embeddings: Embedding,
+        layers: Sequence[Mapping[str, Matrix | _F32]],
+        norm: _F32,
+        output: Matrix,
+        inv_freq: NDArray[np.float64],
+        kv_dtype: KvDtype,
+        n_blocks: int,
+        n_threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """config: keys of ModelConfig.to_dict. Keys of a layer: attention_norm, wq, wk, wv, wo,
+        ffn_norm, w1_w3 (alternating bands), w2. inv_freq float64 (head_dim / 2,)."""
+
+    @property
+    def n_blocks(self) -> int: ...
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def kv_dtype(self) -> KvDtype: ...
+    def step(
+        self,
+        token_ids: _I32,
+        positions: _I32,
+        sequence_of_token: _I32,
+        block_tables: _I32,
+        output_rows: _I32,
+        output: Literal["logits", "hidden"] = "logits",
+        cancel: CancelFlag | None = None,
+    ) -> _F32:
+        """The ragged step. token_ids, positions, sequence_of_token (n,); block_tables
+        (n_sequences, max_blocks), -1 where a sequence has no block; output_rows (m,) indices of
+        tokens. Returns float32 (m, vocab_size) or, for "hidden", (m, dim) after the final norm."""
+
+    def copy_blocks(self, source: _I32, destination: _I32) -> None:
+        """Copy K and V of block source[i] to destination[i] in every layer."""
+
+    # The ops, for calibration and tests; x, q and so on are float32 (n, width).
+    def embed(self, token_ids: _I32) -> _F32: ...
+    def qkv(
+        self, layer: int, x: _F32, positions: _I32, sequence_of_token: _I32, block_tables: _I32
+    ) -> _F32:
+        """RMSNorm, wq/wk/wv, RoPE; appends K and V to the cache; returns q (n, dim)."""
+
+    def attend(
+        self, layer: int, q: _F32, positions: _I32, sequence_of_token: _I32, block_tables: _I32
+    ) -> _F32: ...
+    def project(self, layer: int, attended: _F32, x: _F32) -> _F32:
+        """Return x + wo @ attended."""
+
+    def gate_up(self, layer: int, x: _F32) -> _F32:
+        """RMSNorm, w1/w3, SwiGLU; returns (n, hidden_dim)."""
+
+    def down(self, layer: int, hidden: _F32, x: _F32) -> _F32:
+        """Return x + w2 @ hidden."""
+
+    def output(self, x: _F32, output: Literal["logits", "hidden"] = "logits") -> _F32: ...
+
+def sample(
+    logits: _F32,
+    temperature: NDArray[np.float32],
+    top_p: NDArray[np.float32],
+    top_k: _I32,
+    min_p: NDArray[np.float32],
+    seed: NDArray[np.uint64],
+    sequence_index: _I32,
+    position: _I32,
+    isa: str | None = None,
+) -> _I32:
+    """One token per row of logits (n, vocab_size); the other arrays are (n,). temperature 0 is
+    argmax; top_k 0 is off; ties go to the lower id. Draw: Philox4x32-10 of (seed, sequence_index,
+    position)."""
+
+def quantize_int4(
+    weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
+    group_size: int,
+    grid: NDArray[np.int8],
+    n_threads: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Round to nearest. weights (rows, cols), uint16 holds bfloat16. Returns codes and scales in
+    the file's layout. NaN or Inf raise NonFiniteWeightError with row and column."""
+
+def quantize_int8(
+    weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
+    group_size: int,
+    n_threads: int | None = None,
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]: ...
+def quantize_rows_int8(
+    weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
+    group_size: int,
+    n_threads: int | None = None,
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """As quantize_int8, but row-major: codes (rows, cols), scales (rows, ceil(cols / G))."""
+
+def pack_dense(
+    weights: _F32 | NDArray[np.float16] | NDArray[np.uint16], n_threads: int | None = None
+) -> _F32 | NDArray[np.float16] | NDArray[np.uint16]:
+    """(rows, cols) to (n_bands, cols, 16), same dtype. NaN or Inf raise NonFiniteWeightError."""
+
+# Kernels on plain arrays, for tests and for anyone (llama2q.kernels documents them).
+def matmul(
+    x: _F32, matrix: Matrix, isa: str | None = None, n_threads: int | None = None
+) -> _F32: ...
+def quantize_activations(
+    x: _F32, group_size: int, isa: str | None = None
+) -> tuple[NDArray[np.int8], _F32]: ...
+def rms_norm(x: _F32, weight: _F32, eps: float, isa: str | None = None) -> _F32: ...
+def rope(
+    x: _F32, positions: _I32, inv_freq: NDArray[np.float64], isa: str | None = None
+) -> _F32:
+    """x (n, n_heads, head_dim), interleaved pairs."""
+
+def swiglu(gate: _F32, up: _F32, isa: str | None = None) -> _F32: ...
+def exp(x: _F32, isa: str | None = None) -> _F32: ...
+def attention(
+    q: _F32, k: _F32, v: _F32, positions: _I32, kv_dtype: KvDtype = "f32",
+    isa: str | None = None, n_threads: int | None = None,
+) -> _F32:
+    """Causal attention of q (n, n_heads, head_dim) at positions (n,) over keys and values
+    (n_keys, n_kv_heads, head_dim) at positions 0..n_keys-1."""

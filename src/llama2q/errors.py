@@ -1,0 +1,130 @@
+"""Every error that llama2q raises on purpose, one class per kind of fault.
+
+All derive from `Llama2qError`. A message says what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class Llama2qError(Exception):
+    """Base class of all errors of this package."""
+
+
+class InvalidArgumentError(Llama2qError, ValueError):
+    """An argument has a wrong type, shape, stride or value."""
+
+
+# --- checkpoints (Meta's download) -----------------------------------------------------------
+
+
+class CheckpointError(Llama2qError):
+    """Base class of faults in a checkpoint folder."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """The folder holds no checkpoint."""
+
+
+class MissingShardError(CheckpointError):
+    """A `consolidated.NN.pth` of the numbered set is missing."""
+
+
+class TruncatedShardError(CheckpointError):
+    """A shard is shorter than its own directory says."""
+
+
+class ShardFormatError(CheckpointError):
+    """A shard is not the zip archive that `torch.save` writes."""
+
+
+class UnsafePickleError(CheckpointError):
+    """A shard's pickle asks for something other than plain tensors."""
+
+
+class ParamsError(CheckpointError):
+    """`params.json` is absent, unreadable, or disagrees with the tensors."""
+
+
+class TensorSetError(CheckpointError):
+    """Tensors are missing, unexpected, or have a wrong shape or dtype."""
+
+
+class NonFiniteWeightError(CheckpointError):
+    """A weight is NaN or infinite."""
+
+
+class QuantizationError(Llama2qError):
+    """Weights cannot be represented in the asked type."""
+
+
+class OutputExistsError(Llama2qError, FileExistsError):
+    """The output file exists and overwriting was not asked for."""
+
+
+# --- .l2q files ------------------------------------------------------------------------------
+
+
+class FormatError(Llama2qError):
+    """Base class of faults in a `.l2q` file."""
+
+
+class NotAnL2qFileError(FormatError):
+    """The file is something else."""
+
+
+class UnsupportedVersionError(FormatError):
+    """The file was written by a newer format version."""
+
+
+class TruncatedFileError(FormatError):
+    """The file is shorter, or longer, than its header says."""
+
+
+class HeaderError(FormatError):
+    """The header breaks a rule of the format."""
+
+
+class ModelIdError(FormatError):
+    """The header does not hash to the model id stored in it."""
+
+
+class TensorLayoutError(FormatError):
+    """A tensor's name, dtype, shape or place differs from what the config demands."""
+
+
+class CorruptDataError(FormatError):
+    """Tensor data fails its hash or holds forbidden values."""
+
+
+# --- tokenizer -------------------------------------------------------------------------------
+
+
+class TokenizerError(Llama2qError):
+    """The tokenizer model is absent, unreadable or of the wrong size."""
+
+
+# --- engine ----------------------------------------------------------------------------------
+
+
+class ContextLengthError(Llama2qError, ValueError):
+    """The prompt and the tokens asked for do not fit the context."""
+
+
+class KvCacheFullError(Llama2qError):
+    """No free KV-cache blocks are left for another sequence."""
+
+
+class NonFiniteError(Llama2qError, ArithmeticError):
+    """An activation or logit became NaN or infinite."""
+
+
+class UnsupportedIsaError(Llama2qError):
+    """The asked instruction set is unknown or not available on this CPU."""
+
+
+class CancelledError(Llama2qError):
+    """A step was cancelled through its flag."""
+
+
+class ClosedError(Llama2qError, ValueError):
+    """The model, stream or sequence has been closed."""

@@ -1,16 +1,16 @@
 """Types of the C++ extension. Arrays are C-contiguous; a wrong dtype or shape is an error."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
 
-type _F32 = NDArray[np.float32]
-type _I32 = NDArray[np.int32]
-type KvDtype = Literal["f32", "f16", "int8"]
+_F32: TypeAlias = NDArray[np.float32]
+_I32: TypeAlias = NDArray[np.int32]
+KvDtype: TypeAlias = Literal["f32", "f16", "int8"]
 
 BLOCK_SIZE: int
 """Positions per KV block: 64."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from llama2q.config import ModelConfig, hidden_dim_of
 from numpy.typing import NDArray
+
+from llama2q.config import ModelConfig, hidden_dim_of
 
 STD = 0.02
 """Standard deviation of the weights, and of the norms around 1."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.converter.archive import LOCAL_SIGNATURE, Entry, local_data_offset, read_directory
+from llama2q.converter.foreign import describe_foreign
 from llama2q.converter.mapped_file import MappedFile
 from llama2q.converter.torch_objects import DTYPE_BYTES, StorageRef, TensorRef
 from llama2q.converter.unpickle import MAX_PICKLE_BYTES, unpickle
@@ -110,7 +111,7 @@ class ShardFile:
             )
         self._file = MappedFile(self.path)
         try:
-            refuse_other_formats(self.path, self._file.read(0, min(512, self._file.size)))
+            _refuse_other_formats(self.path.name, self._file.read(0, min(512, self._file.size)))
             self.entries = MappingProxyType(self._read_entries())
             self.tensors = MappingProxyType(self._read_tensors())
         except BaseException:
@@ -248,36 +249,20 @@ class ShardFile:
         )
 
 
-def refuse_other_formats(path: Path, head: bytes) -> None:
-    """Raise a `ShardFormatError` for well-known content that is no zip archive.
-
-    Parameters
-    ----------
-    path : Path
-        The file, for the message.
-    head : bytes
-        Its first bytes, up to 512.
-    """
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error", b"<head", b"<!--")):
-        raise ShardFormatError(
-            f"{path.name} is a web page: the signed URL from Meta expired (24 hours); "
-            "request a new one"
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise ShardFormatError(
-            f"{path.name} is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
-        )
-    if path.suffix != ".pth" or head.startswith(LOCAL_SIGNATURE):
+def _refuse_other_formats(name: str, head: bytes) -> None:
+    """Raise for content that is no zip archive, given the first bytes (up to 512) of a file."""
+    foreign = describe_foreign(name, head)
+    if foreign is not None:
+        raise ShardFormatError(foreign)
+    if head.startswith(LOCAL_SIGNATURE):
         return
     if head.startswith(_LEGACY_STARTS) or head[257:262] == b"ustar":
         raise ShardFormatError(
-            f"{path.name} is in the legacy form of torch.save (before 1.6, no zip archive). "
-            f"Save it again with torch: torch.save(torch.load({path.name!r}, weights_only=True), "
-            "NEW_FILE)"
+            f"{name} is in the legacy form of torch.save (before 1.6, no zip archive). Save it "
+            f"again with torch: torch.save(torch.load({name!r}, weights_only=True), NEW_FILE)"
         )
     raise ShardFormatError(
-        f"{path.name} starts with {head[:8]!r}; expected a zip archive as torch.save writes it. "
+        f"{name} starts with {head[:8]!r}; expected a zip archive as torch.save writes it. "
         "Download it again"
     )
 

@@ -32,10 +32,8 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """How a dtype appears as a NumPy array; bf16 as its bits."""
 
-_LEGACY_STARTS = (
-    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",  # torch's magic number, pickled
-    b"\x80\x02}q\x00(",  # a plain pickle
-)
+_LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch's magic number, pickled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +186,8 @@ class ShardFile:
             )
         if not self.crc_ok(pickle):
             raise CorruptShardError(
-                f"{where} is damaged: {pickle.name} fails its CRC; download the file again"
+                f"{where} is damaged: {pickle.name} fails its CRC; download the file again (or, "
+                "if torch.serialization.set_crc32_options(False) wrote it, save it without that)"
             )
         unpickled = unpickle(self._file.read(pickle.offset, pickle.size), where)
         places = {
@@ -256,7 +255,7 @@ def _refuse_other_formats(name: str, head: bytes) -> None:
         raise ShardFormatError(foreign)
     if head.startswith(LOCAL_SIGNATURE):
         return
-    if head.startswith(_LEGACY_STARTS) or head[257:262] == b"ustar":
+    if head.startswith(_LEGACY_START) or head[257:262] == b"ustar":
         raise ShardFormatError(
             f"{name} is in the legacy form of torch.save (before 1.6, no zip archive). Save it "
             f"again with torch: torch.save(torch.load({name!r}, weights_only=True), NEW_FILE)"

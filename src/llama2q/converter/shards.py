@@ -77,4 +77,4 @@ def split(checkpoint: MetaCheckpoint, folder: str | Path, n_shards: int) -> None
     shutil.copyfile(checkpoint.params_path, target / "params.json")
     (target / "tokenizer.model").write_bytes(checkpoint.tokenizer_bytes)
     for file_name, text in checkpoint.licences.items():
-        (target / file_name).write_text(text, encoding="utf-8")
+        (target / file_name).write_text(text, encoding="utf-8", newline="")

@@ -131,7 +131,7 @@ def kind(value: object) -> str:
         return "a tensor"
     if isinstance(value, StorageRef):
         return "a bare storage"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"a Python {type(value).__name__}"
 
 
 def _tensor(

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from llama2q.errors import ClosedError, InvalidArgumentError, KvCacheFullError
+from llama2q.errors import CancelledError, ClosedError, InvalidArgumentError, KvCacheFullError
 
 BLOCK = 64
 """Positions per block."""
@@ -112,7 +112,14 @@ class BlockPool:
             self._changed.notify_all()
         return freed
 
-    def reserve(self, count: int, *, wait: bool = False, finishes: bool = False) -> None:
+    def reserve(
+        self,
+        count: int,
+        *,
+        wait: bool = False,
+        finishes: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
         """Set blocks aside for later `allocate(..., reserved=True)`.
 
         Parameters
@@ -123,17 +130,22 @@ class BlockPool:
             Wait while they are not available but will be: while another owner finishes by itself.
         finishes : bool
             This owner finishes by itself (a running call, not a stream that may stand still).
+        cancelled : callable or None
+            Asked about every 100 ms while waiting; True ends the wait.
 
         Raises
         ------
         KvCacheFullError
             If fewer are available and no owner is known to finish.
+        CancelledError
+            If `cancelled` said so.
         """
         with self._changed:
             while count > self.n_available:
                 if not wait or count > self._n_blocks or not self._finishing:
                     raise self._full(count)
-                # The timeout lets Python see a signal on systems that block in the wait.
+                if cancelled is not None and cancelled():
+                    raise CancelledError("cancelled while waiting for KV-cache blocks")
                 self._changed.wait(0.1)
             self._reserved += count
             self._finishing += finishes
@@ -157,7 +169,13 @@ class Sequence:
     """The cached tokens of one text: a table of blocks and a length in tokens."""
 
     def __init__(
-        self, pool: BlockPool, capacity: int, *, wait: bool = False, finishes: bool = False
+        self,
+        pool: BlockPool,
+        capacity: int,
+        *,
+        wait: bool = False,
+        finishes: bool = False,
+        cancelled: Callable[[], bool] | None = None,
     ) -> None:
         """Reserve blocks for a sequence.
 
@@ -167,13 +185,8 @@ class Sequence:
             Where blocks come from.
         capacity : int
             Most tokens that the sequence will ever hold.
-        wait, finishes : bool
-            See `BlockPool.reserve`.
-
-        Raises
-        ------
-        KvCacheFullError
-            If the blocks are not available.
+        wait, finishes, cancelled
+            See `BlockPool.reserve`, also for what it raises.
         """
         self._pool = pool
         self._n_reserved = blocks_for(capacity)
@@ -181,7 +194,7 @@ class Sequence:
         self._blocks: list[int] = []
         self._n_tokens = 0
         self._released = False
-        pool.reserve(self._n_reserved, wait=wait, finishes=finishes)
+        pool.reserve(self._n_reserved, wait=wait, finishes=finishes, cancelled=cancelled)
 
     @property
     def blocks(self) -> tuple[int, ...]:

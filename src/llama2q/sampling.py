@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from llama2q.errors import InvalidArgumentError
+
+_FLOAT32_MAX = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Check every field, and bring numbers and sequences to one type."""
-        self._set("temperature", _real("temperature", self.temperature, 0.0, math.inf))
+        self._set("temperature", _real("temperature", self.temperature, 0.0, _FLOAT32_MAX))
         self._set("top_p", _real("top_p", self.top_p, 0.0, 1.0))
         if self.top_p == 0.0:
             raise InvalidArgumentError(
@@ -95,14 +96,14 @@ class SamplingParams:
 
 def _real(name: str, value: Any, low: float, high: float) -> float:
     """Check a real number in [low, high], infinity excluded."""
-    expected = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    expected = f"at least {low:g}" if high == _FLOAT32_MAX else f"from {low:g} to {high:g}"
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgumentError(f"{name} is {value!r}; expected a number {expected}") from None
-    if not (low <= number <= high) or math.isinf(number):
+    if not low <= number <= high:
         raise InvalidArgumentError(f"{name} is {number!r}; expected a finite number {expected}")
     return number
 

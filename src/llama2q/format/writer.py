@@ -64,8 +64,8 @@ class Writer:
     ----------
     finished : dict of str to str
         Hashes of the tensors that are complete, by name.
-    file_bytes : int
-        Size that the file will have.
+    file_bytes, data_bytes : int
+        Size that the file will have, and of its tensors without pads.
 
     Raises
     ------
@@ -95,6 +95,7 @@ class Writer:
         header = self._header({}, HASH_PLACEHOLDER)
         self._data_start = len(header)
         self.file_bytes = len(header) + self._placed[-1].end
+        self.data_bytes = sum(spec.nbytes for spec in specs)
         self._part_path = self.path.with_name(self.path.name + ".part")
         self._journal = Journal(
             self._part_path.with_name(self._part_path.name + ".journal"),
@@ -214,6 +215,8 @@ class Writer:
     def _refuse_existing(self) -> None:
         if self.path.is_dir():
             raise OutputExistsError(f"{self.path} is a folder; give a file name")
+        if not self.path.parent.is_dir():
+            raise InvalidArgumentError(f"the folder {self.path.parent} does not exist")
         if self.path.exists() and not self._overwrite:
             raise OutputExistsError(
                 f"{self.path} exists; pass overwrite=True (--force) to replace it"

@@ -6,11 +6,12 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q import _core
+from llama2q import Llama, _core
 from llama2q.errors import CancelledError
 from llama2q.kv_blocks import BLOCK
 
@@ -65,7 +66,7 @@ class FakeModel:
                 assert 0 <= block < self.n_blocks
                 self.cache[block, position % BLOCK] = token
             rows = [self.logits_of(self._history(i, *arrays)) for i in output_rows]
-        return np.array(rows, np.float32).reshape(len(rows), -1)
+        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def _history(self, i: int, *arrays: NDArray[np.int32]) -> tuple[int, ...]:
         _, positions, sequence_of_token, block_tables, _ = arrays
@@ -73,6 +74,14 @@ class FakeModel:
         table = block_tables[sequence_of_token[i]]
         tokens = np.concatenate([self.cache[block] for block in table[: -(-n // BLOCK)]])[:n]
         return tuple(tokens.tolist())
+
+
+class FakeLlama(Protocol):
+    """Makes a Llama over a FakeModel; keywords go to Engine."""
+
+    def __call__(
+        self, logits_of: LogitsOf | None = None, **options: Any
+    ) -> tuple[Llama, FakeModel]: ...
 
 
 def scripted(script: Sequence[int], n_prompt: int, vocab_size: int) -> LogitsOf:

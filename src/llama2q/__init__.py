@@ -12,7 +12,7 @@ from __future__ import annotations
 from llama2q import errors
 from llama2q._core import __version__
 from llama2q.config import ModelConfig
-from llama2q.converter import ConvertReport, convert
+from llama2q.converter.converter import ConvertReport, convert
 from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
 from llama2q.generate.llama import Llama, load

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, cast, get_args
+from typing import Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ from llama2q.kv_blocks import BLOCK, BlockPool, Sequence, blocks_for
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
-KvChoice = Literal["auto", "f32", "f16", "int8"]
+KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
+_I32: TypeAlias = NDArray[np.int32]
 
 _log = logging.getLogger(__name__)
 _WORK_BYTES = 250 * 2**20
@@ -164,7 +165,7 @@ class Engine:
         kv_dtype = (
             choose_kv_dtype(config, quant, self.n_ctx, self._file.file_bytes, available)
             if kv_choice == "auto"
-            else cast(_core.KvDtype, kv_choice)
+            else kv_choice
         )
         bytes_per_token = kv_bytes_per_token(config, kv_dtype)
         context_bytes = blocks_for(self.n_ctx) * BLOCK * bytes_per_token
@@ -306,7 +307,7 @@ class Engine:
             self._open_model()
             self._flags.add(flag)
         try:
-            logits = model.step(*_step_arrays(spans), "logits", flag)
+            logits = model.step(*_step_arrays(spans), output="logits", cancel=flag)
         except CancelledError:
             self.check_open()
             raise
@@ -318,7 +319,7 @@ class Engine:
         return logits
 
 
-def _step_arrays(spans: AbstractSequence[Span]) -> tuple[NDArray[np.int32], ...]:
+def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:
     """Lay spans out as the ragged step wants them.
 
     Returns

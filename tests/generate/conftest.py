@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest_types import FakeLlama
-from fake_model import FakeModel, LogitsOf, by_hash
 
 import llama2q
+from fake_model import FakeLlama, FakeModel, LogitsOf, by_hash
 from llama2q import Llama
 from llama2q.engine import Engine
 

@@ -7,9 +7,8 @@ import threading
 import time
 
 import pytest
-from conftest_types import FakeLlama
-from fake_model import FakeModel, scripted
 
+from fake_model import FakeLlama, FakeModel, scripted
 from llama2q import Chunk, Llama, Stream
 from llama2q.errors import InvalidArgumentError
 
@@ -126,7 +125,7 @@ def test_close_from_another_thread(fake_llama: FakeLlama) -> None:
 def test_close_while_waiting_for_blocks(fake_llama: FakeLlama) -> None:
     llm, model = fake_llama(n_ctx=64, max_sequences=1)
     model.layer_seconds = 0.02
-    running = threading.Thread(target=lambda: llm.generate([5]))
+    running = threading.Thread(target=lambda: llm.generate([5], max_tokens=10))
     running.start()
     assert model.in_step.wait(10)
     stream = llm.stream([6])
@@ -136,7 +135,7 @@ def test_close_while_waiting_for_blocks(fake_llama: FakeLlama) -> None:
     stream.close()
     waiting.join(10)
     assert not waiting.is_alive()
-    running.join(60)
+    running.join(10)
 
 
 def test_close_inside_a_step(fake_llama: FakeLlama) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeAlias, overload
+from typing import Any, Self, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,7 @@ class Llama:
         """
         settings = SamplingParams.of(params, sampling)
         single = _is_prompt(prompt)
-        prompts = [prompt] if single else prompt
+        prompts = cast(Sequence[Prompt], [prompt] if single else prompt)
         requests = [Request(self._engine, self._ids_of(p), settings) for p in prompts]
         batch = Batch(self._engine, requests, _core.CancelFlag(), finishes=True)
         try:
@@ -169,27 +169,38 @@ class Llama:
             sequence.release()
         return rows
 
-    def _ids_of(self, prompt: Any) -> Sequence[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if not _is_prompt(prompt):
-            raise InvalidArgumentError(
-                f"a prompt of the list is {prompt!r:.80}; expected a string or a list of token ids"
-            )
-        ids: Sequence[int] = prompt
-        return ids
+    def _ids_of(self, prompt: Prompt) -> Sequence[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
 
 def _is_prompt(prompt: Any) -> bool:
-    """Tell one prompt from a list of prompts; an empty list is an empty prompt."""
+    """Tell one prompt from a list of prompts; an empty list is an empty prompt.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is neither.
+    """
     if isinstance(prompt, str):
         return True
-    if isinstance(prompt, (bytes, bytearray)) or not hasattr(prompt, "__getitem__"):
+    if not _is_list(prompt):
         raise InvalidArgumentError(
             f"the prompt is a {type(prompt).__name__}; expected a string, a list of token ids, or "
             "a list of those"
         )
-    return len(prompt) == 0 or not isinstance(prompt[0], (str, Sequence, np.ndarray))
+    are_prompts = [isinstance(item, str) or _is_list(item) for item in prompt]
+    if any(are_prompts) and not all(are_prompts):
+        item = prompt[are_prompts.index(False)]
+        raise InvalidArgumentError(
+            f"a prompt of the list is {item!r:.80}; expected a string or a list of token ids"
+        )
+    return not any(are_prompts)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(
+        value, (str, bytes, bytearray, memoryview)
+    )
 
 
 def load(

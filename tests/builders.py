@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llama2q import _core
 from reference import inv_freq
 from reference_weights import (
     Dense,
@@ -20,8 +22,6 @@ from reference_weights import (
     band_int8,
     widen_bf16,
 )
-
-from llama2q import _core
 
 Array: TypeAlias = NDArray[Any]
 

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from reference import Cached, quantize_activations
-from reference_weights import Matrix, Quantized
 
 from llama2q import _core
+from reference import Cached, quantize_activations
+from reference_weights import Matrix, Quantized
 
 Array: TypeAlias = NDArray[Any]
 F32 = np.float32
@@ -67,7 +67,7 @@ def dot16(x: Array, y: Array) -> Array:
     """tree16 of fma(x, y) over the last axis, 16 lanes."""
     x, y = np.broadcast_arrays(x, y)
     xs, ys = lanes(x), lanes(y)
-    total = np.zeros(xs.shape[:-2] + (LANES,), F32)
+    total = np.zeros((*xs.shape[:-2], LANES), F32)
     for step in range(xs.shape[-2]):
         total = fma(xs[..., step, :], ys[..., step, :], total)
     return tree16(total)
@@ -76,7 +76,7 @@ def dot16(x: Array, y: Array) -> Array:
 def sum16(x: Array) -> Array:
     """Sum over the last axis by lane, then the tree."""
     xs = lanes(x)
-    total = np.zeros(xs.shape[:-2] + (LANES,), F32)
+    total = np.zeros((*xs.shape[:-2], LANES), F32)
     for step in range(xs.shape[-2]):
         total = total + xs[..., step, :]
     return tree16(total)

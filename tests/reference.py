@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from reference_weights import Matrix, Quantized, Weights
 
 Array: TypeAlias = NDArray[Any]

@@ -257,7 +257,8 @@ def load_l2q(path: Path) -> Weights:
         raw = data[8 + length + begin : 8 + length + end]
         return np.frombuffer(raw, _SAFETENSORS[entry["dtype"]]).reshape(entry["shape"])
 
-    def matrix(name: str, rows: int, cols: int, bands: slice = slice(None)) -> Matrix:
+    def matrix(name: str, rows: int, cols: int, first: int = 0, step: int = 1) -> Matrix:
+        bands = slice(first, None, step)
         if name in header:
             return _cut(_dense_of(unband_columns(array(name)[bands])), rows, cols)
         codes, scales = array(f"{name}.codes")[bands], array(f"{name}.scales")[bands]
@@ -286,10 +287,8 @@ def load_l2q(path: Path) -> Weights:
             matrices[full] = matrix(full, rows, dim)
         joined = f"{prefix}feed_forward.w1_w3.weight"
         for first, name in enumerate(("w1", "w3")):
-            every_other = slice(first, None, 2)
-            matrices[f"{prefix}feed_forward.{name}.weight"] = matrix(
-                joined, hidden, dim, every_other
-            )
+            full = f"{prefix}feed_forward.{name}.weight"
+            matrices[full] = matrix(joined, hidden, dim, first, 2)
         down = f"{prefix}feed_forward.w2.weight"
         matrices[down] = matrix(down, dim, hidden)
         for name in ("attention_norm.weight", "ffn_norm.weight"):

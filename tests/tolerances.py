@@ -24,12 +24,20 @@ the cache's) are part of the runs: quantization happens anew in each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from reference import Float64Ops, Forward
+
+from reference import (
+    Cached,
+    Float64Ops,
+    Forward,
+    score_roundings,
+    weighted_mean_roundings,
+)
 from reference_weights import Weights
 
 Array: TypeAlias = NDArray[Any]
@@ -90,3 +98,41 @@ def end_to_end(
         moved = Forward(weights, ops, kv_dtype).step(ids)
         worst = max(worst, float(np.abs(moved - exact).max()))
     return exact, FACTOR * worst
+
+
+def of_one_op(op: Callable[[Float64Ops], Array]) -> tuple[Array, Array]:
+    """Return the float64 result of one op and its worst-case bound."""
+    bounds: list[Array] = []
+    exact = op(Float64Ops(noise=WorstCase(bounds)))
+    (limit,) = bounds
+    return exact, limit
+
+
+def of_attention(q: Array, k: Cached, v: Cached, positions: Array) -> tuple[Array, Array]:
+    """Return float64 attention (n, n_heads * head_dim) and its worst-case bound.
+
+    A weight is exp(s - m) / sum. If every argument of an exp is off by at most e, each weight is
+    off by at most expm1(2e). The arguments are scores (their own bound) and differences s - m and
+    m - m', each rounded once: along the running maximum those differences add up to at most the
+    range of the scores, once over blocks and once over chunks. The sums add gamma.
+    """
+    ops = Float64Ops()
+    exact = ops.attention(q.astype(np.float64), k, v, positions)
+    n, n_heads, head_dim = q.shape
+    keys, values = k.float64, np.abs(v.float64)
+    n_keys, n_kv_heads, _ = keys.shape
+    count = weighted_mean_roundings(n_keys, ops.exp_roundings)
+    seen = np.arange(n_keys) <= positions[:, None]
+    limit = np.empty((n, n_heads, head_dim))
+    for head in range(n_heads):
+        kv_head = head * n_kv_heads // n_heads
+        rows, key = q[:, head].astype(np.float64), keys[:, kv_head]
+        score = rows @ key.T / np.sqrt(head_dim)
+        size = np.where(seen, np.abs(rows) @ np.abs(key).T / np.sqrt(head_dim), 0)
+        top = np.where(seen, score, -np.inf).max(axis=1, keepdims=True)
+        span = top - np.where(seen, score, np.inf).min(axis=1, keepdims=True)
+        argument = bound(size.max(axis=1, keepdims=True), score_roundings(head_dim))
+        p = np.where(seen, np.exp(np.minimum(score - top, 0)), 0)
+        spread = p @ values[:, kv_head] / p.sum(axis=1, keepdims=True)
+        limit[:, head] = spread * (np.expm1(2 * (argument + 3 * U * span)) + gamma(count))
+    return exact, limit.reshape(n, -1) + count * TINY

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contract
 import numpy as np
 import pytest
-from builders import KV_DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import contract
+from builders import KV_DTYPES
+from llama2q import _core
+from llama2q.errors import InvalidArgumentError, NonFiniteError
 from reference import cache_rounding
 from strategies import SEEDS, assert_same_bits, assert_within, floats
 from tolerances import of_attention
-
-from llama2q import _core
-from llama2q.errors import InvalidArgumentError, NonFiniteError
 
 ISAS = _core.isas()
 LENGTHS = (1, 63, 64, 65, 255, 256, 257, 1000)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contract
 import numpy as np
 import pytest
-from builders import NONUNIFORM, UNIFORM, core_matrix, random_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import contract
+from builders import NONUNIFORM, UNIFORM, core_matrix, random_matrix
+from llama2q import _core
+from llama2q.errors import InvalidArgumentError, NonFiniteError
 from reference_weights import Dense, Quantized
 from strategies import SEEDS, SPICES, assert_same_bits, assert_within, floats
 from tolerances import of_one_op
-
-from llama2q import _core
-from llama2q.errors import InvalidArgumentError, NonFiniteError
 
 ISAS = _core.isas()
 KINDS = ("int4", "int4-uniform", "int8", "f32", "f16", "bf16")

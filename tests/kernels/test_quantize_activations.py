@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import quantize_activations
-from strategies import SEEDS, SPICES, assert_same_bits, floats
 
 from llama2q import _core
 from llama2q.errors import InvalidArgumentError, NonFiniteError
+from reference import quantize_activations
+from strategies import SEEDS, SPICES, assert_same_bits, floats
 
 ISAS = _core.isas()
 GROUPS = (32, 64, 128)

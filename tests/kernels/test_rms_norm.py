@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contract
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SEEDS, SPICES, assert_same_bits, assert_within, floats
-from tolerances import of_one_op
 
+import contract
 from llama2q import _core
 from llama2q.errors import InvalidArgumentError
+from strategies import SEEDS, SPICES, assert_same_bits, assert_within, floats
+from tolerances import of_one_op
 
 ISAS = _core.isas()
 

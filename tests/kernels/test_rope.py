@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contract
 import numpy as np
 import pytest
+
+import contract
+from llama2q import _core
+from llama2q.errors import InvalidArgumentError
 from reference import inv_freq
 from strategies import assert_same_bits, assert_within, floats
 from tolerances import of_one_op
-
-from llama2q import _core
-from llama2q.errors import InvalidArgumentError
 
 ISAS = _core.isas()
 POSITIONS = np.array(

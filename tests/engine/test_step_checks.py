@@ -150,6 +150,11 @@ def test_output_rows_out_of_range(model: _core.Model, row: int) -> None:
     refuse(model, output_rows=ints([0, row]))
 
 
+@pytest.mark.parametrize("rows", [[4, 2], [2, 2]])
+def test_output_rows_must_ascend(model: _core.Model, rows: list[int]) -> None:
+    refuse(model, output_rows=ints(rows))
+
+
 def test_output_name(model: _core.Model) -> None:
     refuse(model, output="probabilities")
 
@@ -159,13 +164,10 @@ def test_no_output_rows(model: _core.Model) -> None:
     assert rows.shape == (0, TINY.vocab_size)
 
 
-def test_position_beyond_the_context() -> None:
-    from dataclasses import replace
-
-    model = core_model(random_weights(replace(TINY, max_seq_len=70)), n_blocks=2)
-    run(model, [1] * 70)
-    with pytest.raises(InvalidArgumentError):
-        run(model, [1] * 71)
+def test_no_tokens(model: _core.Model) -> None:
+    nothing = ints([])
+    rows = model.step(nothing, nothing, nothing, np.zeros((0, 0), np.int32), nothing)
+    assert rows.shape == (0, TINY.vocab_size)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_top_k_keeps_the_lower_ids_of_a_tie() -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("top_p", "n_kept"),
-    [(0.0, 1), (0.2, 1), (0.25, 2), (0.49, 2), (0.5, 3), (0.75, 4), (0.999, 4), (1.0, 4)],
+    [(1e-30, 1), (0.2, 1), (0.25, 2), (0.49, 2), (0.5, 3), (0.75, 4), (0.999, 4), (1.0, 4)],
 )
 def test_top_p_keeps_while_the_sum_before_is_not_above_p(
     isa: str, top_p: float, n_kept: int
@@ -211,8 +211,9 @@ def test_draw_walks_in_descending_order() -> None:
 @pytest.mark.parametrize("isa", ISAS[1:])
 @given(seed=SEEDS, vocab=st.integers(1, 600),
        temperature=st.sampled_from([0.1, 0.6, 0.8, 1.0, 5.0]),
-       top_p=st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]),
-       top_k=st.sampled_from([0, 1, 7, 40, 1000]), min_p=st.sampled_from([0.0, 0.05, 0.5]), spice=st.sampled_from([0, 3]))  # fmt: skip
+       top_p=st.sampled_from([1e-9, 0.5, 0.9, 0.95, 1.0]),
+       top_k=st.sampled_from([0, 1, 7, 40, 1000]),
+       min_p=st.sampled_from([0.0, 0.05, 0.5]), spice=st.sampled_from([0, 3]))  # fmt: skip
 def test_isas_agree(
     isa: str, seed: int, vocab: int, temperature: float, top_p: float, top_k: int, min_p: float,
     spice: int,
@@ -237,7 +238,8 @@ def test_non_finite_logits_raise(temperature: float, value: float) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"temperature": -0.1}, {"temperature": np.nan}, {"top_p": -0.1}, {"top_p": 1.5},
+    [{"temperature": -0.1}, {"temperature": np.nan}, {"temperature": np.inf},
+     {"top_p": 0.0}, {"top_p": -0.1}, {"top_p": 1.5}, {"top_p": np.nan},
      {"top_k": -1}, {"min_p": -0.1}, {"min_p": 1.1}],
 )  # fmt: skip
 def test_parameters_are_checked(how: dict[str, float]) -> None:

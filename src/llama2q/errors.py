@@ -65,6 +65,10 @@ class OutputExistsError(Llama2qError, FileExistsError):
     """The output file exists and overwriting was not asked for."""
 
 
+class DiskSpaceError(Llama2qError, OSError):
+    """The disk has no room for the output."""
+
+
 # --- .l2q files ------------------------------------------------------------------------------
 
 

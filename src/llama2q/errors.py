@@ -37,6 +37,10 @@ class ShardFormatError(CheckpointError):
     """A shard is not the zip archive that `torch.save` writes."""
 
 
+class CorruptShardError(CheckpointError):
+    """A shard's data does not match the checksum stored beside it."""
+
+
 class UnsafePickleError(CheckpointError):
     """A shard's pickle asks for something other than plain tensors."""
 

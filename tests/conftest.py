@@ -1,0 +1,51 @@
+"""Fixtures that every test folder shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Timings are no part of a test's verdict: a busy machine must not fail one.
+settings.register_profile("llama2q", deadline=None, derandomize=True)
+settings.load_profile("llama2q")
+
+ConvertMini = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def mini_checkpoint() -> Path:
+    """Folder of the demo model in Meta's form."""
+    return PROJECT / "tests" / "data" / "mini"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder of files that are read in place and are no part of the project."""
+    folder = PROJECT.parent / "shared"
+    if not (folder / "checkpoints").is_dir():
+        pytest.skip("no folder ../shared with checkpoints and texts beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def convert_mini(mini_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvertMini:
+    """Convert the demo model once per recipe; call it as `convert_mini(quant="int8")`."""
+    import llama2q
+
+    folder = tmp_path_factory.mktemp("mini")
+    done: dict[tuple[str, int, str], Path] = {}
+
+    def convert(quant: str = "int4", group_size: int = 64, grid: str = "nonuniform") -> Path:
+        key = (quant, group_size, grid)
+        if key not in done:
+            path = folder / f"mini-{quant}-{group_size}-{grid}.l2q"
+            llama2q.convert(mini_checkpoint, path, quant=quant, group_size=group_size, grid=grid)
+            done[key] = path
+        return done[key]
+
+    return convert

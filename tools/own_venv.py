@@ -40,18 +40,23 @@ def ensure(*, extras: Sequence[str] = (), tools: Sequence[str] = ()) -> None:
     """
     if not _works():
         _create()
-    stamp = {"sources": _hash_of_sources(), "extras": sorted([*extras, *tools])}
-    if _is_covered(stamp):
+    sources = _hash_of_sources()
+    wanted = {*extras, *tools}
+    if _is_installed(sources, wanted):
         return
     _STAMP.unlink(missing_ok=True)
     project = str(ROOT) + (f"[{','.join(extras)}]" if extras else "")
     print("installing llama2q into .venv (compiles the C++ core: a minute or two)", flush=True)
     _run(
-        [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        + [project, *tools],
+        [
+            *(str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            project,
+            *tools,
+        ],
         "the installation failed; a C++20 compiler (g++ 11 or newer, or clang++) and access to "
         "PyPI are needed",
     )
+    stamp = {"sources": sources, "extras": sorted(wanted)}
     _STAMP.write_text(json.dumps(stamp), encoding="utf-8")
 
 
@@ -71,9 +76,6 @@ def _works() -> bool:
 
 
 def _create() -> None:
-    if sys.version_info < (3, 11):
-        version = ".".join(map(str, sys.version_info[:3]))
-        raise SystemExit(f"Python 3.11 or newer is needed; this is {version}")
     if VENV.exists():
         print("rebuilding .venv, which does not work any more", flush=True)
         shutil.rmtree(VENV)
@@ -95,19 +97,13 @@ def _run(command: Sequence[str], hint: str) -> None:
         raise SystemExit(hint)
 
 
-def _is_covered(stamp: dict[str, object]) -> bool:
-    """Whether the installed state has these sources and at least these extras."""
+def _is_installed(sources: str, wanted: set[str]) -> bool:
+    """Whether these sources are installed, with at least these extras."""
     try:
-        installed = json.loads(_STAMP.read_text(encoding="utf-8"))
+        stamp = json.loads(_STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    wanted = stamp["extras"]
-    return (
-        isinstance(installed, dict)
-        and installed.get("sources") == stamp["sources"]
-        and isinstance(wanted, list)
-        and set(wanted) <= set(installed.get("extras", []))
-    )
+    return bool(stamp["sources"] == sources and wanted <= set(stamp["extras"]))
 
 
 def _hash_of_sources() -> str:

@@ -1,0 +1,128 @@
+"""The engine against the float64 reference: greedy text and logits on trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llama2q
+from builders import KV_DTYPES, core_model, ints, run, step
+from llama2q import _core
+from reference import Forward
+from reference_weights import load_l2q, load_meta
+from strategies import assert_within
+from tolerances import end_to_end
+
+BOS, EOS = 1, 2
+MODELS = ("mini", "stories260K")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    """Folder of a trained model in Meta's form."""
+    if request.param == "mini":
+        return request.getfixturevalue("mini_checkpoint")
+    return request.getfixturevalue("shared_dir") / "checkpoints" / request.param
+
+
+@pytest.fixture(scope="module")
+def greedy_200(checkpoint: Path) -> list[int]:
+    """The reference's 200 most likely tokens after BOS."""
+    return Forward(load_meta(checkpoint)).greedy([BOS], 200)
+
+
+def core_greedy(model: _core.Model, prompt: list[int], n: int) -> list[int]:
+    """Greedy continuation by single steps and the core's sampler."""
+    table = list(range(-(-(len(prompt) + n) // _core.BLOCK_SIZE)))
+    new: list[int] = []
+    logits = step(model, [(prompt, 0, table)])[0][-1:]
+    zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    for _ in range(n):
+        token = _core.sample(
+            logits.copy(), zero, one, ints([0]), zero, np.zeros(1, np.uint64), ints([0]), ints([0])
+        )
+        new.append(int(token[0]))
+        logits = step(model, [(new[-1:], len(prompt) + len(new) - 1, table)])[0]
+    return new
+
+
+def test_greedy_text(checkpoint: Path, greedy_200: list[int]) -> None:
+    assert core_greedy(core_model(load_meta(checkpoint)), [BOS], 200) == greedy_200
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_logits(checkpoint: Path, greedy_200: list[int], kv_dtype: str) -> None:
+    weights, ids = load_meta(checkpoint), [BOS, *greedy_200]
+    exact, tolerance = end_to_end(weights, np.array(ids), kv_dtype)
+    assert_within(run(core_model(weights, kv_dtype), ids), exact, np.array(tolerance))
+
+
+def test_converted_unquantized(checkpoint: Path, greedy_200: list[int], tmp_path: Path) -> None:
+    """The whole way: Meta's folder, the file, load, generate and logits."""
+    path = tmp_path / "model.l2q"
+    llama2q.convert(checkpoint, path, quant="none")
+    expected = greedy_200[: greedy_200.index(EOS)] if EOS in greedy_200 else greedy_200
+    exact, tolerance = end_to_end(load_meta(checkpoint), np.array([BOS, *greedy_200]))
+    with llama2q.load(path, n_ctx=256, kv_dtype="f32") as llm:
+        completion = llm.generate([BOS], temperature=0.0, max_tokens=200)
+        assert list(completion.token_ids)[: len(expected)] == expected
+        assert completion.text == llm.tokenizer.decode(expected)
+        logits = llm.logits([BOS, *greedy_200])
+    assert_within(logits, exact, np.array(tolerance))
+
+
+def test_text_prompt_gets_bos(mini_checkpoint: Path, convert_mini: Callable[..., Path]) -> None:
+    from sentencepiece import SentencePieceProcessor
+
+    tokenizer = SentencePieceProcessor(model_file=str(mini_checkpoint / "tokenizer.model"))
+    prompt = [BOS, *tokenizer.encode("The river")]
+    expected = Forward(load_meta(mini_checkpoint)).greedy(prompt, 30)
+    assert EOS not in expected
+    with llama2q.load(convert_mini(quant="none"), n_ctx=128, kv_dtype="f32") as llm:
+        completion = llm.generate("The river", temperature=0.0, max_tokens=30)
+    assert list(completion.token_ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("quant", "group_size", "grid", "kv_dtype"),
+    [
+        ("int8", 64, "nonuniform", "f32"),
+        ("int8", 32, "nonuniform", "int8"),
+        ("int4", 64, "nonuniform", "f16"),
+        ("int4", 32, "uniform", "f32"),
+        ("int4", 128, "nonuniform", "int8"),
+    ],
+)
+def test_quantized_logits(
+    convert_mini: Callable[..., Path], quant: str, group_size: int, grid: str, kv_dtype: str
+) -> None:
+    """Against a reference that takes the file's codes and scales, and rounds activations."""
+    path = convert_mini(quant=quant, group_size=group_size, grid=grid)
+    weights = load_l2q(path)
+    ids = [BOS, *np.random.default_rng(1).integers(3, weights.shape.vocab_size, 99).tolist()]
+    exact, tolerance = end_to_end(weights, np.array(ids), kv_dtype)
+    with llama2q.load(path, n_ctx=128, kv_dtype=kv_dtype) as llm:
+        assert_within(llm.logits(ids), exact, np.array(tolerance))
+
+
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+def test_quantized_file_holds_what_the_checkpoint_rounds_to(
+    mini_checkpoint: Path, convert_mini: Callable[..., Path], quant: str
+) -> None:
+    """Every weight lies within half a step of its grid: nothing is shifted or swapped."""
+    original, stored = load_meta(mini_checkpoint), load_l2q(convert_mini(quant=quant))
+    assert stored.matrices.keys() == original.matrices.keys()
+    for name, matrix in stored.matrices.items():
+        exact = original.matrices[name].float64
+        scales = np.repeat(np.abs(matrix.scales.astype(np.float64)), matrix.group_size, axis=1)
+        # int8: half a step; nonuniform int4: half the widest gap (24), or 14 past the end at 113.
+        widest = 0.5 if matrix.grid is None else 14.0
+        # The f16 scale is off by at most 2^-11 of itself, so an end by 127 * 2^-11 steps.
+        slack = 127 * 2.0**-11
+        limit = scales[:, : exact.shape[1]] * (widest + slack)
+        assert_within(matrix.float64, exact, limit)
+    for name, norm in stored.norms.items():
+        assert (norm == original.norms[name]).all()

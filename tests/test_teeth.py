@@ -1,0 +1,79 @@
+"""Injected faults must be caught: each makes one of the tests named with it fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from teeth.mutants import NATIVE, PYTHON, Mutant
+from teeth.workbench import Edit, Workbench
+
+from llama2q import _core
+
+PROJECT = Path(__file__).resolve().parents[1]
+ISAS = [name for name in ("scalar", "avx2", "avx512vnni") if name in _core.isas()]
+
+
+@pytest.fixture(scope="module")
+def python_bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A copy that uses the installed extension: for faults in Python."""
+    return Workbench(PROJECT, tmp_path_factory.mktemp("python"))
+
+
+@pytest.fixture(scope="module")
+def native_bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A copy with its own build of the extension: for faults in C++."""
+    return Workbench(PROJECT, tmp_path_factory.mktemp("native"), ISAS)
+
+
+def expect_clean(bench: Workbench, mutants: tuple[Mutant, ...]) -> None:
+    """Without a fault every test named in the table passes: none is caught for free."""
+    targets = sorted({target for mutant in mutants for target in mutant.tests})
+    outcome = bench.pytest(targets, stop_at_first=False)
+    assert (outcome.failed, outcome.errors) == (0, 0), outcome.output
+    assert outcome.passed >= len(targets), outcome.output
+
+
+def expect_caught(bench: Workbench, mutant: Mutant) -> None:
+    if mutant.isa is not None and mutant.isa not in ISAS:
+        pytest.skip(f"this CPU has no {mutant.isa}")
+    with bench.edited(mutant.edits):
+        outcome = bench.pytest(mutant.tests)
+    assert outcome.errors == 0, outcome.output
+    assert outcome.failed >= 1, f"{mutant.name} went unnoticed:\n{outcome.output}"
+
+
+def test_table() -> None:
+    """Names are unique, and every fault's text stands in the sources exactly once."""
+    mutants = NATIVE + PYTHON
+    assert len({mutant.name for mutant in mutants}) == len(mutants) >= 24
+    for mutant in mutants:
+        for edit in mutant.edits:
+            assert edit.new != edit.old
+            assert (PROJECT / edit.path).read_text().count(edit.old) == 1, (mutant.name, edit.old)
+
+
+def test_a_text_that_is_gone_is_an_error(python_bench: Workbench) -> None:
+    edit = Edit("src/llama2q/errors.py", "no such text", "")
+    with pytest.raises(ValueError, match="0 times"), python_bench.edited([edit]):
+        pass
+
+
+def test_clean_python(python_bench: Workbench) -> None:
+    expect_clean(python_bench, PYTHON)
+
+
+@pytest.mark.parametrize("mutant", PYTHON, ids=lambda mutant: mutant.name)
+def test_python_fault(python_bench: Workbench, mutant: Mutant) -> None:
+    expect_caught(python_bench, mutant)
+
+
+@pytest.mark.slow
+def test_clean_native(native_bench: Workbench) -> None:
+    expect_clean(native_bench, NATIVE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", NATIVE, ids=lambda mutant: mutant.name)
+def test_native_fault(native_bench: Workbench, mutant: Mutant) -> None:
+    expect_caught(native_bench, mutant)

@@ -37,6 +37,10 @@ class ShardFormatError(CheckpointError):
     """A shard is not the zip archive that `torch.save` writes."""
 
 
+class CorruptShardError(CheckpointError):
+    """A shard's data does not match the checksum stored beside it."""
+
+
 class UnsafePickleError(CheckpointError):
     """A shard's pickle asks for something other than plain tensors."""
 
@@ -59,6 +63,10 @@ class QuantizationError(Llama2qError):
 
 class OutputExistsError(Llama2qError, FileExistsError):
     """The output file exists and overwriting was not asked for."""
+
+
+class DiskSpaceError(Llama2qError, OSError):
+    """The disk has no room for the output."""
 
 
 # --- .l2q files ------------------------------------------------------------------------------

@@ -1,0 +1,219 @@
+#include "backend/cpu_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/float_env.h"
+
+namespace llama2q {
+namespace {
+
+// Rows handed to a thread at a time.
+constexpr int64_t kRowGrain = 4;
+
+bool is_quantized(const MatrixView& matrix) { return matrix.group_size != 0; }
+
+// Bands that a job's output spans: pairs of bands for SwiGLU.
+int64_t job_bands(const MatmulArgs& job) {
+  return job.epilogue == Epilogue::kSwiglu ? job.matrix->n_bands / 2 : job.matrix->n_bands;
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
+    : kernels_(kernels), pool_(n_threads) {}
+
+bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
+                         std::span<const MatrixView* const> readers, ActivationView& view) {
+  const int64_t cols = readers.front()->cols;
+  int64_t group_size = 0;
+  bool dense = false;
+  for (const MatrixView* matrix : readers) {
+    if (is_quantized(*matrix)) {
+      group_size = matrix->group_size;
+    } else {
+      dense = true;
+    }
+  }
+  view = {.x = x, .codes = nullptr, .scales = nullptr, .corrections = nullptr, .n_tokens = n};
+  float* normed = norm != nullptr ? normed_.reserve(n * cols) : nullptr;
+  if (norm != nullptr) view.x = normed;
+  const int64_t n_groups = group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
+  const int64_t padded = n_groups * group_size;
+  int8_t* codes = codes_.reserve(n * padded);
+  float* scales = scales_.reserve(n * n_groups);
+  int32_t* corrections = corrections_.reserve(n * n_groups);
+  if (group_size != 0) {
+    view.codes = codes;
+    view.scales = scales;
+    view.corrections = corrections;
+  }
+  std::atomic<bool> finite{true};
+  pool_.parallel_for(n, kRowGrain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = x + t * cols;
+      if (norm != nullptr) {
+        kernels_.rms_norm(row, norm->weight, cols, norm->eps, normed + t * cols);
+        row = normed + t * cols;
+      }
+      bool good = true;
+      if (group_size != 0) {
+        good = kernels_.quantize_row(row, cols, group_size, codes + t * padded,
+                                     scales + t * n_groups, corrections + t * n_groups);
+      } else if (dense) {
+        good = kernels_.all_finite(row, cols);
+      }
+      if (!good) finite.store(false, std::memory_order_relaxed);
+    }
+  });
+  return finite.load();
+}
+
+void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
+  int64_t total = 0;
+  for (const MatmulArgs& job : jobs) total += job_bands(job);
+  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_threads()), 1, 8);
+  pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int) {
+    int64_t first = 0;
+    for (const MatmulArgs& job : jobs) {
+      const int64_t last = first + job_bands(job);
+      const int64_t from = std::max(begin, first), to = std::min(end, last);
+      if (from < to) kernels_.matmul(job, from - first, to - first);
+      first = last;
+    }
+  });
+}
+
+void CpuBackend::embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) {
+  const FloatEnv environment;
+  for (int64_t t = 0; t < n; ++t) kernels_.embed(table, token_ids[t], x + t * table.cols);
+}
+
+bool CpuBackend::append(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
+                        const float* k, const float* v, float* q) {
+  const int64_t head_dim = cache.head_dim, half = head_dim / 2;
+  const AppendArgs args{.cache = cache,
+                        .k = k,
+                        .v = v,
+                        .positions = batch.positions,
+                        .sequence_of_token = batch.sequence_of_token,
+                        .block_tables = batch.block_tables,
+                        .max_blocks = batch.max_blocks};
+  float* keys = keys_.data();
+  std::atomic<bool> finite{true};
+  pool_.parallel_for(batch.n_tokens, kRowGrain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* cos = batch.cos.data() + t * half;
+      const float* sin = batch.sin.data() + t * half;
+      kernels_.rope(q + t * n_heads * head_dim, cos, sin, n_heads, head_dim);
+      kernels_.rope(keys + t * cache.n_kv_heads * head_dim, cos, sin, cache.n_kv_heads, head_dim);
+      if (!kernels_.append(args, t)) finite.store(false, std::memory_order_relaxed);
+    }
+  });
+  return finite.load();
+}
+
+bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
+                     const KvLayerView& cache, const float* x, float* q) {
+  const FloatEnv environment;
+  const int64_t n = batch.n_tokens;
+  const std::array readers{&layer.wq, &layer.wk, &layer.wv};
+  const Norm norm{layer.attention_norm, eps};
+  ActivationView input;
+  if (!prepare(x, &norm, n, readers, input)) return false;
+  float* k = keys_.reserve(n * layer.wk.rows);
+  float* v = values_.reserve(n * layer.wv.rows);
+  const auto job = [&](const MatrixView& matrix, float* y) {
+    return MatmulArgs{&matrix, input, y, matrix.rows, matrix.rows, Epilogue::kStore};
+  };
+  const std::array jobs{job(layer.wq, q), job(layer.wk, k), job(layer.wv, v)};
+  run_matmuls(jobs);
+  return append(batch, cache, layer.wq.rows / cache.head_dim, k, v, q);
+}
+
+void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
+                        const float* q, float* attended) {
+  const FloatEnv environment;
+  const AttentionArgs args{
+      .cache = cache,
+      .q = q,
+      .out = attended,
+      .positions = batch.positions,
+      .sequence_of_token = batch.sequence_of_token,
+      .block_tables = batch.block_tables,
+      .max_blocks = batch.max_blocks,
+      .n_heads = n_heads,
+      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cache.head_dim)))};
+  const int64_t scratch = attention_scratch(n_heads / cache.n_kv_heads, cache.head_dim);
+  float* all = scratch_.reserve(scratch * pool_.n_threads());
+  const int64_t n = batch.n_tokens;
+  const int64_t grain = n >= 16 * pool_.n_threads() ? 8 : 1;
+  // Tokens vary fastest, so that a chunk of work reads one KV head.
+  pool_.parallel_for(n * cache.n_kv_heads, grain, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels_.attend(args, i % n, i / n, all + thread * scratch);
+    }
+  });
+}
+
+bool CpuBackend::add_matmul(const MatrixView& matrix, int64_t n, const float* input, float* x) {
+  const FloatEnv environment;
+  const std::array readers{&matrix};
+  ActivationView view;
+  if (!prepare(input, nullptr, n, readers, view)) return false;
+  const std::array jobs{MatmulArgs{&matrix, view, x, matrix.rows, matrix.rows, Epilogue::kAdd}};
+  run_matmuls(jobs);
+  return true;
+}
+
+bool CpuBackend::gate_up(const LayerView& layer, float eps, int64_t hidden_dim, int64_t n,
+                         const float* x, float* hidden) {
+  const FloatEnv environment;
+  const std::array readers{&layer.w1_w3};
+  const Norm norm{layer.ffn_norm, eps};
+  ActivationView view;
+  if (!prepare(x, &norm, n, readers, view)) return false;
+  const std::array jobs{
+      MatmulArgs{&layer.w1_w3, view, hidden, hidden_dim, hidden_dim, Epilogue::kSwiglu}};
+  run_matmuls(jobs);
+  return true;
+}
+
+bool CpuBackend::output(const float* norm, const MatrixView& matrix, float eps, int64_t n,
+                        const float* x, float* logits) {
+  const FloatEnv environment;
+  const std::array readers{&matrix};
+  const Norm final{norm, eps};
+  ActivationView view;
+  if (!prepare(x, &final, n, readers, view)) return false;
+  const std::array jobs{
+      MatmulArgs{&matrix, view, logits, matrix.rows, matrix.rows, Epilogue::kStore}};
+  run_matmuls(jobs);
+  return true;
+}
+
+bool CpuBackend::final_norm(const float* norm, int64_t dim, float eps, int64_t n, const float* x,
+                            float* y) {
+  const FloatEnv environment;
+  bool finite = true;
+  for (int64_t t = 0; t < n; ++t) {
+    kernels_.rms_norm(x + t * dim, norm, dim, eps, y + t * dim);
+    finite = kernels_.all_finite(y + t * dim, dim) && finite;
+  }
+  return finite;
+}
+
+bool CpuBackend::matmul(const MatrixView& matrix, int64_t n, const float* x, float* y) {
+  const FloatEnv environment;
+  const std::array readers{&matrix};
+  ActivationView view;
+  if (!prepare(x, nullptr, n, readers, view)) return false;
+  const std::array jobs{MatmulArgs{&matrix, view, y, matrix.rows, matrix.rows, Epilogue::kStore}};
+  run_matmuls(jobs);
+  return true;
+}
+
+}  // namespace llama2q

@@ -1,0 +1,56 @@
+// The ops on this machine's cores.
+#pragma once
+
+#include <span>
+
+#include "backend/backend.h"
+#include "backend/thread_pool.h"
+#include "base/buffer.h"
+
+namespace llama2q {
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const KernelTable& kernels, int n_threads);
+
+  const KernelTable& kernels() const { return kernels_; }
+  int n_threads() const { return pool_.n_threads(); }
+
+  void embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) override;
+  bool qkv(const LayerView& layer, float eps, const Batch& batch, const KvLayerView& cache,
+           const float* x, float* q) override;
+  void attend(const Batch& batch, const KvLayerView& cache, int64_t n_heads, const float* q,
+              float* attended) override;
+  bool add_matmul(const MatrixView& matrix, int64_t n, const float* input, float* x) override;
+  bool gate_up(const LayerView& layer, float eps, int64_t hidden_dim, int64_t n, const float* x,
+               float* hidden) override;
+  bool output(const float* norm, const MatrixView& matrix, float eps, int64_t n, const float* x,
+              float* logits) override;
+  bool final_norm(const float* norm, int64_t dim, float eps, int64_t n, const float* x,
+                  float* y) override;
+  bool matmul(const MatrixView& matrix, int64_t n, const float* x, float* y) override;
+
+ private:
+  struct Norm {
+    const float* weight;
+    float eps;
+  };
+  // Normalizes (if asked) and quantizes x [n, cols] for the matrices that read it; false if a value
+  // is not finite. The view points into this object's buffers and lives until the next call.
+  bool prepare(const float* x, const Norm* norm, int64_t n,
+               std::span<const MatrixView* const> readers, ActivationView& view);
+  void run_matmuls(std::span<const MatmulArgs> jobs);
+  bool append(const Batch& batch, const KvLayerView& cache, int64_t n_heads, const float* k,
+              const float* v, float* q);
+
+  const KernelTable& kernels_;
+  ThreadPool pool_;
+  Buffer<float> normed_;         // [n, cols]
+  Buffer<int8_t> codes_;         // [n, n_groups * group_size]
+  Buffer<float> scales_;         // [n, n_groups]
+  Buffer<int32_t> corrections_;  // [n, n_groups]
+  Buffer<float> keys_, values_;  // [n, n_kv_heads * head_dim]
+  Buffer<float> scratch_;        // [n_threads, attention_scratch]
+};
+
+}  // namespace llama2q

@@ -1,0 +1,154 @@
+#include "backend/thread_pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/check.h"
+#include "base/float_env.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace llama2q {
+namespace {
+
+std::atomic<uint64_t> fork_generation{0};
+
+void count_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+  static std::once_flag once;
+  std::call_once(once,
+                 [] { pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); }); });
+#endif
+}
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Spins for about 30 us until done() holds; says whether it did.
+template <class Done>
+bool spin(Done done) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(30);
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return done();
+}
+
+}  // namespace
+
+struct ThreadPool::Workers {
+  // The job: written while it is closed and nobody is inside.
+  Body body = nullptr;
+  void* context = nullptr;
+  int64_t n = 0;
+  int64_t grain = 1;
+  std::atomic<int64_t> next{0};
+
+  // Bit 31: the job is open to workers. Below: how many are inside. A worker that wakes up after
+  // the caller closed the job is not waited for.
+  static constexpr uint32_t kOpen = 1u << 31;
+  std::atomic<uint32_t> state{0};
+  std::atomic<uint32_t> epoch{0};
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+
+  void work(int thread) noexcept {
+    for (;;) {
+      const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= n) return;
+      body(context, begin, std::min(begin + grain, n), thread);
+    }
+  }
+
+  void join_job(int thread) noexcept {
+    uint32_t seen = state.load(std::memory_order_relaxed);
+    while ((seen & kOpen) != 0) {
+      if (!state.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire)) continue;
+      const FloatEnv environment;
+      work(thread);
+      state.fetch_sub(1, std::memory_order_release);
+      return;
+    }
+  }
+
+  void loop(int thread) noexcept {
+    uint32_t seen = 0;
+    for (;;) {
+      if (!spin([&] { return epoch.load(std::memory_order_acquire) != seen; })) {
+        epoch.wait(seen, std::memory_order_acquire);
+      }
+      seen = epoch.load(std::memory_order_acquire);
+      if (stop.load(std::memory_order_relaxed)) return;
+      join_job(thread);
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
+  require(n_threads >= 1 && n_threads <= 1024,
+          "n_threads is " + std::to_string(n_threads) + "; expected 1 to 1024");
+  count_forks();
+  start();
+}
+
+void ThreadPool::start() {
+  fork_generation_ = fork_generation.load();
+  workers_ = std::make_unique<Workers>();
+  for (int thread = 1; thread < n_threads_; ++thread) {
+    workers_->threads.emplace_back([workers = workers_.get(), thread] { workers->loop(thread); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  if (fork_generation_ != fork_generation.load()) {
+    workers_.release();  // the parent's threads do not exist here and cannot be joined
+    return;
+  }
+  workers_->stop.store(true);
+  workers_->epoch.fetch_add(1, std::memory_order_release);
+  workers_->epoch.notify_all();
+  for (std::thread& thread : workers_->threads) thread.join();
+}
+
+void ThreadPool::run(int64_t n, int64_t grain, Body body, void* context) {
+  if (n <= 0) return;
+  if (fork_generation_ != fork_generation.load(std::memory_order_relaxed)) {
+    workers_.release();
+    start();
+  }
+  if (n_threads_ == 1 || n <= grain) {
+    for (int64_t i = 0; i < n; i += grain) body(context, i, std::min(i + grain, n), 0);
+    return;
+  }
+  Workers& w = *workers_;
+  w.body = body;
+  w.context = context;
+  w.n = n;
+  w.grain = grain;
+  w.next.store(0, std::memory_order_relaxed);
+  w.state.fetch_or(Workers::kOpen, std::memory_order_release);
+  w.epoch.fetch_add(1, std::memory_order_release);
+  w.epoch.notify_all();
+  w.work(0);
+  w.state.fetch_and(~Workers::kOpen, std::memory_order_acq_rel);
+  while (w.state.load(std::memory_order_acquire) != 0) {
+    if (!spin([&] { return w.state.load(std::memory_order_acquire) == 0; })) {
+      std::this_thread::yield();
+    }
+  }
+}
+
+}  // namespace llama2q

@@ -1,0 +1,12 @@
+// One function per bindings file.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace llama2q {
+
+void bind_model(pybind11::module_& m);
+void bind_kernels(pybind11::module_& m);
+void bind_quantize(pybind11::module_& m);
+
+}  // namespace llama2q

@@ -1,0 +1,317 @@
+// class Model: the ragged step and the five ops on NumPy arrays.
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <optional>
+
+#include "backend/cpu_backend.h"
+#include "backend/cpu_features.h"
+#include "bindings/bind.h"
+#include "bindings/weights.h"
+#include "model/forward.h"
+
+namespace llama2q {
+namespace {
+
+using std::to_string;
+
+class CancelFlag {
+ public:
+  void set() { set_.store(true, std::memory_order_relaxed); }
+  bool is_set() const { return set_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<bool> set_{false};
+};
+
+Config config_of(const py::dict& values) {
+  const auto get = [&](const char* key) {
+    require(values.contains(key), std::string("config lacks \"") + key + "\"");
+    return py::object(values[key]);
+  };
+  const auto size = [&](const char* key) { return get(key).cast<int64_t>(); };
+  return {.dim = size("dim"),
+          .hidden_dim = size("hidden_dim"),
+          .n_layers = size("n_layers"),
+          .n_heads = size("n_heads"),
+          .n_kv_heads = size("n_kv_heads"),
+          .vocab_size = size("vocab_size"),
+          .norm_eps = get("norm_eps").cast<float>()};
+}
+
+Output output_of(std::string_view name) {
+  if (name == "logits") return Output::kLogits;
+  if (name == "hidden") return Output::kHidden;
+  throw InvalidArgument("output is \"" + std::string(name) + "\"; expected logits or hidden");
+}
+
+// Calls of one model are serialized: they share the KV cache, the work space and the threads.
+class PyModel {
+ public:
+  PyModel(const py::dict& config, const PyEmbedding& embedding, const py::list& layers,
+          const py::array& norm, const PyMatrix& output, const py::array& inv_freq,
+          const std::string& kv_dtype, int64_t n_blocks, std::optional<int> n_threads,
+          const std::string& isa) {
+    const Config shape = config_of(config);
+    shape.check();
+    Weights weights{.tok_embeddings = embedding.view,
+                    .layers = {},
+                    .norm = vector(norm, "norm", shape.dim),
+                    .output = output.view,
+                    .inv_freq = {}};
+    keep(embedding.codes, embedding.scales);
+    keep(output.codes, output.scales);
+    for (const py::handle& layer : layers) weights.layers.push_back(layer_of(layer, shape));
+    check_array(inv_freq, "inv_freq", "float64", {shape.head_dim() / 2});
+    weights.inv_freq.assign(data_of<double>(inv_freq), data_of<double>(inv_freq) + inv_freq.size());
+    auto backend = std::make_unique<CpuBackend>(kernels_named(isa),
+                                                n_threads.value_or(default_thread_count()));
+    isa_ = backend->kernels().name;
+    n_threads_ = backend->n_threads();
+    auto cache = std::make_unique<KvCache>(kv_type_of(kv_dtype), shape.n_layers, n_blocks,
+                                           shape.n_kv_heads, shape.head_dim());
+    forward_ =
+        std::make_unique<Forward>(shape, std::move(weights), std::move(backend), std::move(cache));
+  }
+
+  int64_t n_blocks() const { return forward_->cache().n_blocks(); }
+  int n_threads() const { return n_threads_; }
+  const std::string& isa() const { return isa_; }
+  const char* kv_dtype() const { return name_of(forward_->cache().type()); }
+
+  py::array_t<float> step(const py::array& token_ids, const py::array& positions,
+                          const py::array& sequence_of_token, const py::array& block_tables,
+                          const py::array& output_rows, const std::string& output,
+                          const CancelFlag* cancel) {
+    StepArgs args = step_args(token_ids, positions, sequence_of_token, block_tables);
+    check_array(output_rows, "output_rows", "int32", {kAny});
+    args.output_rows = data_of<int32_t>(output_rows);
+    args.n_rows = output_rows.size();
+    args.output = output_of(output);
+    auto out = new_floats({args.n_rows, forward_->output_width(args.output)});
+    float* data = out.mutable_data();
+    locked([&] { forward_->step(args, interruption(cancel), data); });
+    return out;
+  }
+
+  void copy_blocks(const py::array& source, const py::array& destination) {
+    check_array(source, "source", "int32", {kAny});
+    check_array(destination, "destination", "int32", {source.size()});
+    locked([&] {
+      forward_->cache().copy_blocks(data_of<int32_t>(source), data_of<int32_t>(destination),
+                                    source.size());
+    });
+  }
+
+  py::array_t<float> embed(const py::array& token_ids) {
+    check_array(token_ids, "token_ids", "int32", {kAny});
+    forward_->check_tokens(data_of<int32_t>(token_ids), token_ids.size());
+    auto x = new_floats({token_ids.size(), dim()});
+    float* data = x.mutable_data();
+    locked([&] { forward_->embed(data_of<int32_t>(token_ids), token_ids.size(), data); });
+    return x;
+  }
+
+  py::array_t<float> qkv(int64_t layer, const py::array& x, const py::array& positions,
+                         const py::array& sequence_of_token, const py::array& block_tables) {
+    const StepArgs args = step_args(positions, positions, sequence_of_token, block_tables);
+    check_array(x, "x", "float32", {args.n_tokens, dim()});
+    auto q = new_floats({args.n_tokens, dim()});
+    float* data = q.mutable_data();
+    locked([&] {
+      const Batch batch = forward_->make_batch(args, 0, args.n_tokens);
+      forward_->qkv(layer, batch, data_of<float>(x), data);
+    });
+    return q;
+  }
+
+  py::array_t<float> attend(int64_t layer, const py::array& q, const py::array& positions,
+                            const py::array& sequence_of_token, const py::array& block_tables) {
+    const StepArgs args = step_args(positions, positions, sequence_of_token, block_tables);
+    check_array(q, "q", "float32", {args.n_tokens, dim()});
+    auto attended = new_floats({args.n_tokens, dim()});
+    float* data = attended.mutable_data();
+    locked([&] {
+      const Batch batch = forward_->make_batch(args, 0, args.n_tokens);
+      forward_->attend(layer, batch, data_of<float>(q), data);
+    });
+    return attended;
+  }
+
+  py::array_t<float> project(int64_t layer, const py::array& attended, const py::array& x) {
+    check_array(attended, "attended", "float32", {kAny, dim()});
+    auto out = copy_of(x, "x", attended.shape(0));
+    float* data = out.mutable_data();
+    locked([&] { forward_->project(layer, out.shape(0), data_of<float>(attended), data); });
+    return out;
+  }
+
+  py::array_t<float> gate_up(int64_t layer, const py::array& x) {
+    check_array(x, "x", "float32", {kAny, dim()});
+    auto hidden = new_floats({x.shape(0), forward_->config().hidden_dim});
+    float* data = hidden.mutable_data();
+    locked([&] { forward_->gate_up(layer, x.shape(0), data_of<float>(x), data); });
+    return hidden;
+  }
+
+  py::array_t<float> down(int64_t layer, const py::array& hidden, const py::array& x) {
+    check_array(hidden, "hidden", "float32", {kAny, forward_->config().hidden_dim});
+    auto out = copy_of(x, "x", hidden.shape(0));
+    float* data = out.mutable_data();
+    locked([&] { forward_->down(layer, out.shape(0), data_of<float>(hidden), data); });
+    return out;
+  }
+
+  py::array_t<float> output(const py::array& x, const std::string& output) {
+    check_array(x, "x", "float32", {kAny, dim()});
+    const Output kind = output_of(output);
+    auto out = new_floats({x.shape(0), forward_->output_width(kind)});
+    float* data = out.mutable_data();
+    locked([&] { forward_->output(kind, x.shape(0), data_of<float>(x), data); });
+    return out;
+  }
+
+ private:
+  int64_t dim() const { return forward_->config().dim; }
+
+  void keep(const py::array& codes, const py::array& scales) {
+    kept_.append(codes);
+    kept_.append(scales);
+  }
+
+  const float* vector(const py::array& array, const char* name, int64_t size) {
+    check_array(array, name, "float32", {size});
+    kept_.append(array);
+    return data_of<float>(array);
+  }
+
+  LayerView layer_of(const py::handle& values, const Config& config) {
+    const auto get = [&](const char* key) {
+      require(values.contains(key), std::string("a layer lacks \"") + key + "\"");
+      return values[key];
+    };
+    const auto matrix = [&](const char* key) {
+      const auto& value = get(key).template cast<const PyMatrix&>();
+      keep(value.codes, value.scales);
+      return value.view;
+    };
+    const auto norm = [&](const char* key) {
+      return vector(get(key).template cast<py::array>(), key, config.dim);
+    };
+    return {.attention_norm = norm("attention_norm"),
+            .wq = matrix("wq"),
+            .wk = matrix("wk"),
+            .wv = matrix("wv"),
+            .wo = matrix("wo"),
+            .ffn_norm = norm("ffn_norm"),
+            .w1_w3 = matrix("w1_w3"),
+            .w2 = matrix("w2")};
+  }
+
+  static StepArgs step_args(const py::array& token_ids, const py::array& positions,
+                            const py::array& sequence_of_token, const py::array& block_tables) {
+    check_array(token_ids, "token_ids", "int32", {kAny});
+    const int64_t n = token_ids.size();
+    check_array(positions, "positions", "int32", {n});
+    check_array(sequence_of_token, "sequence_of_token", "int32", {n});
+    check_array(block_tables, "block_tables", "int32", {kAny, kAny});
+    return {.token_ids = data_of<int32_t>(token_ids),
+            .positions = data_of<int32_t>(positions),
+            .sequence_of_token = data_of<int32_t>(sequence_of_token),
+            .n_tokens = n,
+            .block_tables = data_of<int32_t>(block_tables),
+            .n_sequences = block_tables.shape(0),
+            .max_blocks = block_tables.shape(1),
+            .output_rows = nullptr,
+            .n_rows = 0,
+            .output = Output::kLogits};
+  }
+
+  py::array_t<float> copy_of(const py::array& x, const char* name, int64_t n) const {
+    check_array(x, name, "float32", {n, dim()});
+    auto copy = new_floats({n, dim()});
+    std::copy_n(data_of<float>(x), x.size(), copy.mutable_data());
+    return copy;
+  }
+
+  // Runs f without the GIL, alone.
+  template <class Function>
+  void locked(Function f) {
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    f();
+  }
+
+  // Called between layers: the flag each time, Python's signals at most every 100 ms.
+  static std::function<void()> interruption(const CancelFlag* cancel) {
+    return [cancel, last = std::chrono::steady_clock::now()]() mutable {
+      if (cancel != nullptr && cancel->is_set()) throw Cancelled("the step was cancelled");
+      const auto now = std::chrono::steady_clock::now();
+      if (now - last < std::chrono::milliseconds(100)) return;
+      last = now;
+      const py::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    };
+  }
+
+  py::list kept_;
+  std::string isa_;
+  int n_threads_ = 1;
+  std::mutex mutex_;
+  std::unique_ptr<Forward> forward_;
+};
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+  using py::arg;
+  py::class_<CancelFlag>(m, "CancelFlag",
+                         "An atomic flag that a running step reads between layers.")
+      .def(py::init<>())
+      .def("set", &CancelFlag::set, "Ask the step to stop; safe from any thread.")
+      .def("is_set", &CancelFlag::is_set);
+  py::class_<PyModel>(m, "Model",
+                      "Weights, KV cache and thread pool; step is the one forward call.")
+      .def(py::init([](const py::dict& config, const PyEmbedding& tok_embeddings,
+                       const py::list& layers, const py::array& norm, const PyMatrix& output,
+                       const py::array& inv_freq, const std::string& kv_dtype, int64_t n_blocks,
+                       std::optional<int> n_threads, const std::optional<std::string>& isa) {
+             return std::make_unique<PyModel>(config, tok_embeddings, layers, norm, output,
+                                              inv_freq, kv_dtype, n_blocks, n_threads,
+                                              isa.value_or(""));
+           }),
+           py::kw_only(), arg("config"), arg("tok_embeddings"), arg("layers"), arg("norm"),
+           arg("output"), arg("inv_freq"), arg("kv_dtype"), arg("n_blocks"),
+           arg("n_threads") = py::none(), arg("isa") = py::none())
+      .def_property_readonly("n_blocks", &PyModel::n_blocks)
+      .def_property_readonly("n_threads", &PyModel::n_threads)
+      .def_property_readonly("isa", &PyModel::isa)
+      .def_property_readonly("kv_dtype", &PyModel::kv_dtype)
+      .def("step", &PyModel::step, arg("token_ids"), arg("positions"), arg("sequence_of_token"),
+           arg("block_tables"), arg("output_rows"), arg("output") = "logits",
+           arg("cancel") = py::none(),
+           "The ragged step. token_ids, positions, sequence_of_token int32 (n,); block_tables "
+           "int32 (n_sequences, max_blocks); output_rows int32 (m,), strictly ascending. Returns "
+           "float32 (m, vocab_size), or (m, dim) after the final norm for output=\"hidden\".")
+      .def("copy_blocks", &PyModel::copy_blocks, arg("source"), arg("destination"),
+           "Copy K and V of block source[i] to destination[i] in every layer; int32 (n,) each.")
+      .def("embed", &PyModel::embed, arg("token_ids"), "int32 (n,) -> float32 (n, dim).")
+      .def("qkv", &PyModel::qkv, arg("layer"), arg("x"), arg("positions"), arg("sequence_of_token"),
+           arg("block_tables"),
+           "RMSNorm, wq/wk/wv, RoPE; appends K and V. float32 (n, dim) -> q float32 (n, dim).")
+      .def("attend", &PyModel::attend, arg("layer"), arg("q"), arg("positions"),
+           arg("sequence_of_token"), arg("block_tables"),
+           "Attention over the cache. float32 (n, dim) -> float32 (n, dim).")
+      .def("project", &PyModel::project, arg("layer"), arg("attended"), arg("x"),
+           "x + wo @ attended, float32 (n, dim).")
+      .def("gate_up", &PyModel::gate_up, arg("layer"), arg("x"),
+           "RMSNorm, w1/w3, SwiGLU. float32 (n, dim) -> float32 (n, hidden_dim).")
+      .def("down", &PyModel::down, arg("layer"), arg("hidden"), arg("x"),
+           "x + w2 @ hidden, float32 (n, dim).")
+      .def("output", &PyModel::output, arg("x"), arg("output") = "logits",
+           "Final norm, then the output matrix unless output=\"hidden\".");
+}
+
+}  // namespace llama2q

@@ -1,0 +1,66 @@
+// The extension module llama2q._core: names, errors, and what this machine offers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+
+#include "backend/cpu_features.h"
+#include "base/check.h"
+#include "bindings/bind.h"
+#include "bindings/weights.h"
+
+namespace llama2q {
+namespace {
+
+// Raises the class of that name from llama2q.errors.
+void raise(const char* name, const std::exception& error) {
+  const py::object type = py::module_::import("llama2q.errors").attr(name);
+  py::set_error(type, error.what());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const InvalidArgument& error) {
+    raise("InvalidArgumentError", error);
+  } catch (const NonFinite& error) {
+    raise("NonFiniteError", error);
+  } catch (const NonFiniteWeight& error) {
+    raise("NonFiniteWeightError", error);
+  } catch (const Unrepresentable& error) {
+    raise("QuantizationError", error);
+  } catch (const UnsupportedIsa& error) {
+    raise("UnsupportedIsaError", error);
+  } catch (const Cancelled& error) {
+    raise("CancelledError", error);
+  }
+}
+
+}  // namespace
+}  // namespace llama2q
+
+PYBIND11_MODULE(_core, m) {
+  using namespace llama2q;
+  m.doc() = "Kernels and forward pass of llama2q. Arrays are C-contiguous; see _core.pyi.";
+  m.attr("__version__") = LLAMA2Q_VERSION;
+  m.attr("BLOCK_SIZE") = kBlockSize;
+  m.attr("BAND_ROWS") = kBandRows;
+  py::register_exception_translator(translate);
+  m.def(
+      "isas",
+      [] {
+        std::vector<std::string> names;
+        for (const KernelTable* table : available_kernels()) names.emplace_back(table->name);
+        return names;
+      },
+      "Names of the instruction sets compiled in that this CPU has, slowest first.");
+  m.def(
+      "default_isa", [] { return std::string(default_kernels().name); },
+      "Name of the one used when none is asked for: LLAMA2Q_ISA, or the fastest.");
+  m.def("default_threads", default_thread_count,
+        "Physical cores that this process may use (affinity and cgroup quota respected).");
+  bind_weights(m);
+  bind_model(m);
+  bind_kernels(m);
+  bind_quantize(m);
+}

@@ -1,0 +1,180 @@
+// ISA: AVX-512 F, BW, DQ, VL, VNNI. CPUs: Intel since Ice Lake (servers: Cascade Lake), AMD Zen 4
+// on.
+//
+// Requires: those five, F16C and FMA, and an operating system that saves the ZMM and mask
+// registers. Tricks: 16 lanes are one register. vpdpbusd multiplies unsigned by signed bytes: the
+// weights go in as value + 128, and the sum starts at -128 * (sum of the activations), which makes
+// it exact.
+#include <immintrin.h>
+
+#include "isa/tables.h"
+#include "kernels/table.h"
+
+namespace llama2q {
+namespace {
+
+struct Avx512Vnni {
+  static constexpr const char* kName = "avx512vnni";
+  static constexpr int kTileTokens = 8;
+
+  using F = __m512;
+  using I = __m512i;
+  using Line = __m512i;  // value + 128, unsigned
+  using Grid = __m512i;
+  // Two sums, so that a single token's chain of products is half as long.
+  struct Dot {
+    __m512i even, odd;
+  };
+
+  static __mmask16 first_lanes(int64_t n) {
+    return static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1);
+  }
+
+  static F broadcast(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F load_partial(const float* p, int64_t n) {
+    return _mm512_maskz_loadu_ps(first_lanes(n), p);
+  }
+  static F load_f16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load_f16_partial(const uint16_t* p, int64_t n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+  }
+  static F widen_bf16(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+  static F load_bf16(const uint16_t* p) {
+    return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load_bf16_partial(const uint16_t* p, int64_t n) {
+    return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+  }
+  static F load_int8_partial(const int8_t* p, int64_t n) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
+  }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static void store_partial(float* p, F x, int64_t n) {
+    _mm512_mask_storeu_ps(p, first_lanes(n), x);
+  }
+  static void store_f16_partial(uint16_t* p, F x, int64_t n) {
+    _mm256_mask_storeu_epi16(p, first_lanes(n),
+                             _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store_int8(int8_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+  }
+  static void store_int8_partial(int8_t* p, I x, int64_t n) {
+    _mm_mask_storeu_epi8(p, first_lanes(n), _mm512_cvtepi32_epi8(x));
+  }
+
+  static float widen_f16(uint16_t h) { return _cvtsh_ss(h); }
+  static float first(F x) { return _mm512_cvtss_f32(x); }
+
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static float fma_scalar(float a, float b, float c) {
+    return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
+  }
+  static F rint(F x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static I to_int(F x) { return _mm512_cvtps_epi32(x); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+
+  static float tree16(F x) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float max_lanes(F x) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  static F scale_by_power_of_two(F p, F n) {
+    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+  }
+  static F zero_unless_greater(F x, F bound, F value) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLE_UQ), value);
+  }
+  static F fill_absent(F x, int64_t n, float filler) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(filler), first_lanes(n), x);
+  }
+
+  static I zero_int() { return _mm512_setzero_si512(); }
+  static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I or_int(I a, I b) { return _mm512_or_si512(a, b); }
+  static I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
+  static I magnitude_bits(F x) {
+    return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+  }
+  static I nan_or_plus_inf(F x) {
+    const __mmask16 odd = _mm512_cmp_ps_mask(x, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
+    return _mm512_maskz_set1_epi32(odd, 1);
+  }
+  static uint32_t max_lanes(I x) {
+    const __m256i eight =
+        _mm256_max_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    const __m128i four =
+        _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return static_cast<uint32_t>(
+        _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1))));
+  }
+  static int32_t sum_lanes(I x) {
+    const __m256i eight =
+        _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    const __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
+
+  static __m512i unsigned_bytes(__m512i x) {
+    return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(0x80)));
+  }
+  static Grid load_grid(const int8_t* grid) {
+    return unsigned_bytes(
+        _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(grid))));
+  }
+  static Line int8_line(const uint8_t* p) { return unsigned_bytes(_mm512_loadu_si512(p)); }
+  static void int4_lines(const uint8_t* p, Grid grid, Line& low, Line& high) {
+    const __m512i packed = _mm512_loadu_si512(p);
+    const __m512i mask = _mm512_set1_epi8(15);
+    low = _mm512_shuffle_epi8(grid, _mm512_and_si512(packed, mask));
+    high = _mm512_shuffle_epi8(grid, _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask));
+  }
+  static Dot start_dot(int32_t correction) {
+    return {_mm512_set1_epi32(correction), _mm512_setzero_si512()};
+  }
+  static I finish_dot(Dot dot) { return _mm512_add_epi32(dot.even, dot.odd); }
+  static __m512i four_codes(const int8_t* x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static void dot(Dot& acc, Line line, const int8_t* x) {
+    acc.even = _mm512_dpbusd_epi32(acc.even, line, four_codes(x));
+  }
+  static void dot(Dot& acc, Line low, Line high, const int8_t* x) {
+    acc.even = _mm512_dpbusd_epi32(acc.even, low, four_codes(x));
+    acc.odd = _mm512_dpbusd_epi32(acc.odd, high, four_codes(x + 4));
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+}  // namespace
+
+const KernelTable kAvx512VnniKernels = kKernelTable<Avx512Vnni>;
+
+}  // namespace llama2q

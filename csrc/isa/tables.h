@@ -1,0 +1,12 @@
+// The kernel tables. A build holds those whose LLAMA2Q_HAVE_... is defined; only they may be used.
+#pragma once
+
+#include "kernels/args.h"
+
+namespace llama2q {
+
+extern const KernelTable kScalarKernels;
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512VnniKernels;
+
+}  // namespace llama2q

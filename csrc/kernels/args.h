@@ -1,0 +1,110 @@
+// Arguments of the kernels: plain structs of pointers, with a shape comment on each.
+#pragma once
+
+#include <stdint.h>
+
+#include "quant/matrix.h"
+
+namespace llama2q {
+
+inline constexpr int64_t kBlockSize = 64;   // positions per KV block
+inline constexpr int64_t kChunkBlocks = 4;  // blocks per attention chunk
+
+// Activations of a matmul. For quantized weights codes, scales and corrections are set, else x.
+struct ActivationView {
+  const float* x;              // f32 [n_tokens, cols]
+  const int8_t* codes;         // i8 [n_tokens, n_groups * group_size]
+  const float* scales;         // f32 [n_tokens, n_groups]
+  const int32_t* corrections;  // i32 [n_tokens, n_groups]: -128 * sum of the group's codes
+  int64_t n_tokens;
+};
+
+enum class Epilogue : int32_t {
+  kStore,   // y = acc
+  kAdd,     // y = y + acc
+  kSwiglu,  // bands alternate gate, up: y = silu(gate) * up
+};
+
+struct MatmulArgs {
+  const MatrixView* matrix;
+  ActivationView input;
+  float* y;          // f32 [n_tokens, y_stride]
+  int64_t y_rows;    // outputs per token: matrix->rows, or for kSwiglu the rows of one half
+  int64_t y_stride;  // elements
+  Epilogue epilogue;
+};
+
+enum class KvType : int32_t { kF32, kF16, kInt8 };
+
+// One layer's K and V.
+struct KvLayerView {
+  KvType type;
+  int64_t n_blocks;
+  int64_t n_kv_heads;
+  int64_t head_dim;
+  void* k;             // f32, f16 or i8 [n_blocks, n_kv_heads, 64, head_dim]
+  void* v;             // likewise
+  uint16_t* k_scales;  // f16 [n_blocks, n_kv_heads, 64]; null unless int8
+  uint16_t* v_scales;
+};
+
+struct AppendArgs {
+  KvLayerView cache;
+  const float* k;  // f32 [n_tokens, n_kv_heads, head_dim]
+  const float* v;
+  const int32_t* positions;          // i32 [n_tokens]
+  const int32_t* sequence_of_token;  // i32 [n_tokens]
+  const int32_t* block_tables;       // i32 [n_sequences, max_blocks]
+  int64_t max_blocks;
+};
+
+struct AttentionArgs {
+  KvLayerView cache;
+  const float* q;                    // f32 [n_tokens, n_heads, head_dim]
+  float* out;                        // f32 [n_tokens, n_heads, head_dim]
+  const int32_t* positions;          // i32 [n_tokens]
+  const int32_t* sequence_of_token;  // i32 [n_tokens]
+  const int32_t* block_tables;       // i32 [n_sequences, max_blocks]
+  int64_t max_blocks;
+  int64_t n_heads;
+  float scale;  // fp32(1 / sqrt(head_dim))
+};
+
+// Floats of scratch that attend() needs.
+constexpr int64_t attention_scratch(int64_t heads_per_kv_head, int64_t head_dim) {
+  return heads_per_kv_head * (head_dim + 4) + kBlockSize;
+}
+
+// What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
+// those that return bool say whether every value was finite (and representable in the cache).
+struct KernelTable {
+  const char* name;
+  // x f32 [n_groups * group_size with only cols present] -> codes, scales, corrections of a row.
+  bool (*quantize_row)(const float* x, int64_t cols, int64_t group_size, int8_t* codes,
+                       float* scales, int32_t* corrections) noexcept;
+  // x, weight, y: f32 [dim].
+  void (*rms_norm)(const float* x, const float* weight, int64_t dim, float eps, float* y) noexcept;
+  // Bands [begin, end) of the matrix; for kSwiglu a band counts a pair.
+  void (*matmul)(const MatmulArgs& args, int64_t begin, int64_t end) noexcept;
+  // x f32 [n_heads, head_dim] in place; cos, sin f32 [head_dim / 2].
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t n_heads,
+               int64_t head_dim) noexcept;
+  // Appends K and V of one token.
+  bool (*append)(const AppendArgs& args, int64_t token) noexcept;
+  // The query heads that share one KV head, for one token; scratch f32 [attention_scratch(...)].
+  void (*attend)(const AttentionArgs& args, int64_t token, int64_t kv_head,
+                 float* scratch) noexcept;
+  // Row `id` of the table -> x f32 [cols].
+  void (*embed)(const EmbeddingView& table, int64_t id, float* x) noexcept;
+  // gate, up, y: f32 [n].
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* y) noexcept;
+  // y = exp(x), f32 [n]; +0 for x <= -87, exp(87) for x > 87.
+  void (*exp)(const float* x, int64_t n, float* y) noexcept;
+  // y = exp((x - shift) / divisor), f32 [n]. -inf gives +0.
+  void (*exp_scaled)(const float* x, int64_t n, float shift, float divisor, float* y) noexcept;
+  // Largest of x f32 [n], or NaN if any is NaN or +inf.
+  float (*max_finite)(const float* x, int64_t n) noexcept;
+  bool (*all_finite)(const float* x, int64_t n) noexcept;
+};
+
+}  // namespace llama2q

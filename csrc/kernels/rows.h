@@ -1,0 +1,97 @@
+// Kernels over one row: activation quantization, RMSNorm, RoPE, embedding.
+#pragma once
+
+#include "kernels/args.h"
+#include "kernels/math.h"
+#include "quant/dense.h"
+
+namespace llama2q {
+
+// DESIGN.md section 5.1. Returns whether the row is finite. Columns beyond cols get code 0.
+template <class V>
+bool quantize_row(const float* x, int64_t cols, int64_t group_size, int8_t* codes, float* scales,
+                  int32_t* corrections) noexcept {
+  bool finite = true;
+  for (int64_t begin = 0, g = 0; begin < cols; begin += group_size, ++g) {
+    const int64_t present = cols - begin < group_size ? cols - begin : group_size;
+    const uint32_t amax_bits = magnitude_bits<V>(x + begin, present);
+    finite = finite && amax_bits < 0x7f800000u;
+    const bool zero = amax_bits < 0x0d800000u || amax_bits >= 0x7f800000u;  // below 2^-100
+    float amax;
+    __builtin_memcpy(&amax, &amax_bits, sizeof amax);
+    const float inverse = zero ? 0.0f : 127.0f / amax;
+    int8_t* out = codes + begin;
+    typename V::I sum = V::zero_int();
+    for (int64_t i = 0; i < group_size; i += 16) {
+      const typename V::F value =
+          zero ? V::broadcast(0.0f) : V::load_partial(x + begin + i, present - i);
+      const typename V::I q = V::to_int(V::mul(value, V::broadcast(inverse)));
+      V::store_int8(out + i, q);
+      sum = V::add_int(sum, q);
+    }
+    scales[g] = zero ? 0.0f : amax / 127.0f;
+    corrections[g] = -128 * V::sum_lanes(sum);
+  }
+  return finite;
+}
+
+// r = 1 / sqrt(tree16(fma(x, x)) / dim + eps); y = (x * r) * weight.
+template <class V>
+void rms_norm(const float* x, const float* weight, int64_t dim, float eps, float* y) noexcept {
+  typename V::F squares = V::broadcast(0.0f);
+  for (int64_t i = 0; i < dim; i += 16) {
+    const typename V::F value = V::load_partial(x + i, dim - i);
+    squares = V::fma(value, value, squares);
+  }
+  const float mean = V::tree16(squares) / static_cast<float>(dim);
+  const typename V::F r = V::broadcast(1.0f / __builtin_sqrtf(mean + eps));
+  for (int64_t i = 0; i < dim; i += 16) {
+    const typename V::F scaled = V::mul(V::load_partial(x + i, dim - i), r);
+    V::store_partial(y + i, V::mul(scaled, V::load_partial(weight + i, dim - i)), dim - i);
+  }
+}
+
+// Meta's interleaved pairs: y0 = fma(x0, c, -(x1 * s)), y1 = fma(x0, s, x1 * c).
+template <class V>
+void rope(float* x, const float* cos, const float* sin, int64_t n_heads,
+          int64_t head_dim) noexcept {
+  for (int64_t h = 0; h < n_heads; ++h, x += head_dim) {
+    for (int64_t i = 0; i < head_dim / 2; ++i) {
+      const float x0 = x[2 * i], x1 = x[2 * i + 1];
+      x[2 * i] = V::fma_scalar(x0, cos[i], -(x1 * sin[i]));
+      x[2 * i + 1] = V::fma_scalar(x0, sin[i], x1 * cos[i]);
+    }
+  }
+}
+
+template <class V, class Dense>
+void embed_dense(const void* table, int64_t id, int64_t cols, float* x) {
+  const auto* row = static_cast<const typename Dense::Element*>(table) + id * cols;
+  for (int64_t i = 0; i < cols; i += 16) {
+    V::store_partial(x + i, Dense::load_partial(row + i, cols - i), cols - i);
+  }
+}
+
+// int8: x = code * scale, one rounding.
+template <class V>
+void embed(const EmbeddingView& table, int64_t id, float* x) noexcept {
+  switch (table.kind) {
+    case MatrixKind::kF32:
+      return embed_dense<V, DenseF32<V>>(table.codes, id, table.cols, x);
+    case MatrixKind::kF16:
+      return embed_dense<V, DenseF16<V>>(table.codes, id, table.cols, x);
+    case MatrixKind::kBf16:
+      return embed_dense<V, DenseBf16<V>>(table.codes, id, table.cols, x);
+    default:
+      break;
+  }
+  const int8_t* row = static_cast<const int8_t*>(table.codes) + id * table.cols;
+  const uint16_t* scales = table.scales + id * table.n_groups;
+  for (int64_t i = 0; i < table.cols; i += 16) {  // group sizes are multiples of 16
+    const typename V::F scale = V::broadcast(V::widen_f16(scales[i / table.group_size]));
+    const typename V::F code = V::load_int8_partial(row + i, table.cols - i);
+    V::store_partial(x + i, V::mul(code, scale), table.cols - i);
+  }
+}
+
+}  // namespace llama2q

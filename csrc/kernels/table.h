@@ -1,0 +1,29 @@
+// Fills a KernelTable with the kernels of one vector class; each ISA unit does this once.
+#pragma once
+
+#include "kernels/args.h"
+#include "kernels/attention.h"
+#include "kernels/math.h"
+#include "kernels/matmul.h"
+#include "kernels/rows.h"
+
+namespace llama2q {
+
+template <class V>
+inline constexpr KernelTable kKernelTable = {
+    .name = V::kName,
+    .quantize_row = quantize_row<V>,
+    .rms_norm = rms_norm<V>,
+    .matmul = matmul<V>,
+    .rope = rope<V>,
+    .append = append<V>,
+    .attend = attend<V>,
+    .embed = embed<V>,
+    .swiglu = swiglu<V>,
+    .exp = exp_array<V>,
+    .exp_scaled = exp_scaled<V>,
+    .max_finite = max_finite<V>,
+    .all_finite = all_finite<V>,
+};
+
+}  // namespace llama2q

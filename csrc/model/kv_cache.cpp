@@ -1,0 +1,126 @@
+#include "model/kv_cache.h"
+
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "base/check.h"
+
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <sys/mman.h>
+#endif
+
+namespace llama2q {
+namespace {
+
+using std::to_string;
+
+int64_t element_bytes(KvType type) {
+  return type == KvType::kF32 ? 4 : type == KvType::kF16 ? 2 : 1;
+}
+
+int64_t rounded_up(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+void* reserve_memory(size_t bytes) {
+#if defined(_WIN32)
+  void* p = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+  if (p == nullptr) throw std::bad_alloc();
+#else
+  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+#if defined(MAP_NORESERVE)
+  flags |= MAP_NORESERVE;
+#endif
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+#endif
+  return p;
+}
+
+}  // namespace
+
+KvType kv_type_of(std::string_view name) {
+  for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kInt8}) {
+    if (name == name_of(type)) return type;
+  }
+  throw InvalidArgument("kv_dtype is \"" + std::string(name) + "\"; expected f32, f16 or int8");
+}
+
+const char* name_of(KvType type) {
+  return type == KvType::kF32 ? "f32" : type == KvType::kF16 ? "f16" : "int8";
+}
+
+KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
+                 int64_t head_dim)
+    : type_(type), n_blocks_(n_blocks) {
+  require(n_blocks >= 1 && n_blocks < (int64_t{1} << 31),
+          "n_blocks is " + to_string(n_blocks) + "; expected 1 to 2**31 - 1");
+  const int64_t rows = checked_multiply(n_kv_heads, kBlockSize);
+  block_bytes_ = checked_multiply(checked_multiply(rows, head_dim), element_bytes(type));
+  block_scale_bytes_ = type == KvType::kInt8 ? rows * 2 : 0;
+  const int64_t data = rounded_up(checked_multiply(block_bytes_, n_blocks));
+  const int64_t scales = rounded_up(checked_multiply(block_scale_bytes_, n_blocks));
+  memory_bytes_ = static_cast<size_t>(checked_multiply(2 * (data + scales), n_layers));
+  memory_ = reserve_memory(memory_bytes_);
+  char* p = static_cast<char*>(memory_);
+  const auto take = [&p](int64_t bytes) {
+    char* part = p;
+    p += bytes;
+    return bytes == 0 ? nullptr : part;
+  };
+  for (int64_t i = 0; i < n_layers; ++i) {
+    layers_.push_back({.type = type,
+                       .n_blocks = n_blocks,
+                       .n_kv_heads = n_kv_heads,
+                       .head_dim = head_dim,
+                       .k = take(data),
+                       .v = take(data),
+                       .k_scales = reinterpret_cast<uint16_t*>(take(scales)),
+                       .v_scales = reinterpret_cast<uint16_t*>(take(scales))});
+  }
+}
+
+KvCache::~KvCache() {
+#if defined(_WIN32)
+  VirtualFree(memory_, 0, MEM_RELEASE);
+#else
+  munmap(memory_, memory_bytes_);
+#endif
+}
+
+void KvCache::copy_blocks(const int32_t* source, const int32_t* destination, int64_t n) {
+  std::vector<char> role(static_cast<size_t>(n_blocks_), 0);
+  const auto check = [&](const char* name, int32_t block) {
+    require(block >= 0 && block < n_blocks_, std::string(name) + " block " + to_string(block) +
+                                                 " is out of range; there are " +
+                                                 to_string(n_blocks_));
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    check("source", source[i]);
+    role[static_cast<size_t>(source[i])] = 1;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    check("destination", destination[i]);
+    char& used = role[static_cast<size_t>(destination[i])];
+    require(used == 0, "destination block " + to_string(destination[i]) +
+                           (used == 1 ? " is also a source" : " stands twice"));
+    used = 2;
+  }
+  for (const KvLayerView& layer : layers_) {
+    for (int64_t i = 0; i < n; ++i) {
+      const auto copy = [&](void* base, int64_t bytes) {
+        char* p = static_cast<char*>(base);
+        std::memcpy(p + destination[i] * bytes, p + source[i] * bytes, static_cast<size_t>(bytes));
+      };
+      copy(layer.k, block_bytes_);
+      copy(layer.v, block_bytes_);
+      if (block_scale_bytes_ != 0) {
+        copy(layer.k_scales, block_scale_bytes_);
+        copy(layer.v_scales, block_scale_bytes_);
+      }
+    }
+  }
+}
+
+}  // namespace llama2q

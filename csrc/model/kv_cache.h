@@ -1,0 +1,41 @@
+// The memory of the KV cache: blocks of 64 positions, committed by the system as they are used.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "kernels/args.h"
+
+namespace llama2q {
+
+KvType kv_type_of(std::string_view name);
+const char* name_of(KvType type);
+
+class KvCache {
+ public:
+  // Reserves address space only; a block's memory is committed when it is first written.
+  KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads, int64_t head_dim);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  KvType type() const { return type_; }
+  int64_t n_blocks() const { return n_blocks_; }
+  const KvLayerView& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }
+
+  // K and V of source[i] -> destination[i] in every layer. Throws InvalidArgument for an id out of
+  // range and for a destination that is also a source or stands twice.
+  void copy_blocks(const int32_t* source, const int32_t* destination, int64_t n);
+
+ private:
+  KvType type_;
+  int64_t n_blocks_;
+  int64_t block_bytes_;        // K or V of one block in one layer
+  int64_t block_scale_bytes_;  // 0 unless int8
+  void* memory_ = nullptr;
+  size_t memory_bytes_ = 0;
+  std::vector<KvLayerView> layers_;
+};
+
+}  // namespace llama2q

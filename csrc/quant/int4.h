@@ -1,0 +1,41 @@
+// int4 lines: the bit order, for kernels and quantizers alike.
+//
+// A line is 64 bytes and holds 16 rows x 8 columns. Byte 4*r + i holds element (r, i) in its low
+// nibble and (r, 4 + i) in its high nibble; the element's value is grid[nibble] * scale.
+#pragma once
+
+#include "quant/matrix.h"
+
+namespace llama2q {
+
+// Reads int4 lines for the vector class V (csrc/README.md lists what V offers).
+template <class V>
+struct Int4Lines {
+  static constexpr int64_t kColumns = kInt4LineColumns;
+  typename V::Grid grid;
+
+  explicit Int4Lines(const MatrixView& matrix) : grid(V::load_grid(matrix.grid)) {}
+
+  // acc[t] += the products of the line's 8 columns with token t's 8 activations.
+  template <int kTokens>
+  void accumulate(const uint8_t* line, const int8_t* x, int64_t x_stride,
+                  typename V::Dot (&acc)[kTokens]) const {
+    typename V::Line low, high;
+    V::int4_lines(line, grid, low, high);
+    for (int t = 0; t < kTokens; ++t) {
+      V::dot(acc[t], low, high, x + t * x_stride);
+    }
+  }
+};
+
+// Stores a code where the kernels read it.
+struct Int4Place {
+  // line: u8 [64]; row in 0..15, column in 0..7, code in 0..15. The byte must start as zero.
+  static void put(uint8_t* line, int64_t row, int64_t column, unsigned code) {
+    const unsigned shifted = column < 4 ? code : code << 4;
+    uint8_t& byte = line[4 * row + (column & 3)];
+    byte = static_cast<uint8_t>(byte | shifted);
+  }
+};
+
+}  // namespace llama2q

@@ -1,0 +1,34 @@
+// int8 lines: the byte order, for kernels and quantizers alike.
+//
+// A line is 64 bytes and holds 16 rows x 4 columns: byte 4*r + i is element (r, i), in [-127, 127].
+#pragma once
+
+#include "quant/matrix.h"
+
+namespace llama2q {
+
+template <class V>
+struct Int8Lines {
+  static constexpr int64_t kColumns = kInt8LineColumns;
+
+  explicit Int8Lines(const MatrixView&) {}
+
+  // acc[t] += the products of the line's 4 columns with token t's 4 activations.
+  template <int kTokens>
+  void accumulate(const uint8_t* line, const int8_t* x, int64_t x_stride,
+                  typename V::Dot (&acc)[kTokens]) const {
+    const typename V::Line values = V::int8_line(line);
+    for (int t = 0; t < kTokens; ++t) {
+      V::dot(acc[t], values, x + t * x_stride);
+    }
+  }
+};
+
+struct Int8Place {
+  // line: i8 [64]; row in 0..15, column in 0..3.
+  static void put(int8_t* line, int64_t row, int64_t column, int8_t code) {
+    line[4 * row + column] = code;
+  }
+};
+
+}  // namespace llama2q

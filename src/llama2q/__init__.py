@@ -1,0 +1,39 @@
+"""Run Llama 2 on your own machine from one quantized file.
+
+>>> import llama2q
+>>> llama2q.convert("llama-2-7b-chat")  # doctest: +SKIP
+>>> with llama2q.load("llama-2-7b-chat-int4.l2q") as llm:  # doctest: +SKIP
+...     for chunk in llm.stream("Once upon a time", max_tokens=200):
+...         print(chunk.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from llama2q import errors
+from llama2q._core import __version__
+from llama2q.config import ModelConfig
+from llama2q.converter.converter import ConvertReport, convert
+from llama2q.errors import Llama2qError
+from llama2q.generate.completion import Chunk, Completion, Timings, Usage
+from llama2q.generate.llama import Llama, load
+from llama2q.generate.stream import Stream
+from llama2q.sampling import SamplingParams
+from llama2q.tokenizer import Tokenizer
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "ConvertReport",
+    "Llama",
+    "Llama2qError",
+    "ModelConfig",
+    "SamplingParams",
+    "Stream",
+    "Timings",
+    "Tokenizer",
+    "Usage",
+    "__version__",
+    "convert",
+    "errors",
+    "load",
+]

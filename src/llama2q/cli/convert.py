@@ -1,0 +1,83 @@
+"""The command `llama2q-convert`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_json, set_up
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Quant(StrEnum):
+    """Recipes."""
+
+    int4 = "int4"
+    int8 = "int8"
+    none = "none"
+
+
+class Grid(StrEnum):
+    """Grids of int4."""
+
+    nonuniform = "nonuniform"
+    uniform = "uniform"
+
+
+@app.command()
+def convert(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Meta's download: consolidated.*.pth, params.json."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .l2q file to write.")
+    ] = None,
+    quant: Annotated[Quant, typer.Option(help="none keeps the checkpoint's own numbers.")] = (
+        Quant.int4
+    ),
+    group_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = 64,
+    grid: Annotated[Grid, typer.Option(help="Values that an int4 code can take.")] = (
+        Grid.nonuniform
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
+) -> None:
+    """Convert a Llama 2 checkpoint in Meta's form to one .l2q file."""
+    set_up(verbose)
+    with exit_codes():
+        import llama2q
+
+        with ProgressBar("converting", "bytes") as bar:
+            report = llama2q.convert(
+                folder,
+                output,
+                quant=quant.value,
+                group_size=group_size,
+                grid=grid.value,
+                overwrite=force,
+                progress=bar,
+            )
+        if json:
+            values = asdict(report)
+            values["path"] = str(report.path)
+            values["config"] = report.config.to_dict()
+            values["recipe"] = report.recipe.to_dict()
+            print_json(values)
+        else:
+            print(report.path)
+        note(
+            f"{gigabytes(report.input_bytes)} -> {gigabytes(report.output_bytes)}, "
+            f"{report.bits_per_weight:.2f} bits a weight, {report.seconds:.1f} s"
+        )
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,183 @@
+"""The command `llama2q`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
+from llama2q.cli.inspect import describe, print_description
+
+app = typer.Typer(
+    help="Run Llama 2 from one quantized .l2q file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class KvChoice(StrEnum):
+    """Types of the KV cache."""
+
+    auto = "auto"
+    f32 = "f32"
+    f16 = "f16"
+    int8 = "int8"
+
+
+class Protocol(StrEnum):
+    """Protocols of perplexity."""
+
+    llama_cpp = "llama.cpp"
+    gptq = "gptq"
+
+
+ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .l2q model file.")]
+Context = Annotated[
+    int | None, typer.Option("--ctx", help="Context in tokens; the model's own if not given.")
+]
+Kv = Annotated[KvChoice, typer.Option("--kv", help="Type of the KV cache.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Computing threads; all physical cores if not given."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from llama2q import __version__
+
+        print(f"llama2q {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr what was chosen.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    set_up(verbose)
+
+
+@app.command()
+def generate(
+    file: ModelFile,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - is stdin.")],
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Stop after this many tokens; if not given, at the end.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 0.9,
+    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
+    min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
+    ctx: Context = None,
+    kv: Kv = KvChoice.auto,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Continue PROMPT: new text to stdout as it comes, speed to stderr."""
+    with exit_codes():
+        import llama2q
+
+        if prompt == "-":
+            prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
+        params = llama2q.SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop=stop or (),
+        )
+        with (
+            llama2q.load(file, n_ctx=ctx, kv_dtype=kv.value, n_threads=threads) as llm,
+            llm.stream(prompt, params) as stream,
+        ):
+            for chunk in stream:
+                if not json:
+                    print(chunk.text, end="", flush=True)
+            completion = stream.completion
+            kv_dtype = llm.engine.kv_dtype
+        if json:
+            print_json(asdict(completion))
+        else:
+            print()
+        usage, timings = completion.usage, completion.timings
+        note(
+            f"prompt {usage.prompt_tokens} tokens, {timings.prompt_tokens_per_second:.1f} tok/s; "
+            f"new {usage.completion_tokens} tokens, {timings.tokens_per_second:.1f} tok/s; "
+            f"KV {kv_dtype}; seed {completion.seed}; ended by {completion.finish_reason}"
+        )
+
+
+@app.command()
+def inspect(
+    file: ModelFile,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    json: Json = False,
+) -> None:
+    """Say what is in FILE; reads its header only."""
+    with exit_codes():
+        from llama2q.format.reader import L2qFile
+
+        with L2qFile(file) as opened:
+            description = describe(opened, tensors=tensors)
+        if json:
+            print_json(description)
+        else:
+            print_description(description)
+
+
+@app.command()
+def perplexity(
+    file: ModelFile,
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file, UTF-8.")],
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="llama.cpp: chunks of 512, the second half scored; gptq: windows of 2048."
+        ),
+    ] = Protocol.llama_cpp,
+    chunks: Annotated[int | None, typer.Option(help="Only the first N chunks.")] = None,
+    kv: Kv = KvChoice.auto,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure how well FILE predicts TEXT."""
+    with exit_codes():
+        import llama2q
+        from llama2q.perplexity import perplexity as measure
+
+        content = text.read_bytes().decode("utf-8", "replace")
+        with (
+            llama2q.load(file, kv_dtype=kv.value, n_threads=threads) as llm,
+            ProgressBar("perplexity", "chunks") as bar,
+        ):
+            result = measure(llm, content, protocol=protocol.value, n_chunks=chunks, progress=bar)
+            values: dict[str, Any] = {**asdict(result), "kv_dtype": llm.engine.kv_dtype}
+        if json:
+            print_json(values)
+        else:
+            print(f"{result.perplexity:.4f} +/- {result.standard_error:.4f}")
+        note(
+            f"{result.n_tokens} tokens scored in {result.n_chunks} chunks, protocol "
+            f"{result.protocol}, KV {values['kv_dtype']}, {result.seconds:.1f} s"
+        )
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,1 @@
+"""From Meta's checkpoint to a `.l2q` file."""

@@ -1,0 +1,282 @@
+"""A Llama 2 checkpoint in Meta's form: its shards merged, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from llama2q.config import ModelConfig
+from llama2q.converter.checkpoint_folder import find_checkpoint, read_licences
+from llama2q.converter.foreign import describe_foreign
+from llama2q.converter.meta_tensors import (
+    DROPPED,
+    shard_shape,
+    shard_slice,
+    split_dim,
+    tensor_shapes,
+)
+from llama2q.converter.params import derive_config, read_params
+from llama2q.converter.pth import NUMPY_DTYPES, ShardFile
+from llama2q.errors import InvalidArgumentError, TensorSetError, TokenizerError
+
+MAX_TOKENIZER_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class MetaCheckpoint:
+    """An opened and checked checkpoint (context manager); see `open`.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder, resolved.
+    config : ModelConfig
+        Shape of the model.
+    dtype : str
+        "f32", "f16" or "bf16", the same for all tensors.
+    shards : list of Path
+        The files consolidated.NN.pth in order.
+    params_path, tokenizer_path : Path
+        params.json; tokenizer.model, beside the shards or one folder up.
+    tokenizer_bytes : bytes
+        The SentencePiece model.
+    template : str
+        "llama2-chat" or "base", by the folder's name.
+    licences : dict
+        File name -> text of the licence files beside the shards or one folder up.
+    shapes : dict
+        Tensor name -> shape of the merged tensor, in the order of execution.
+    """
+
+    folder: Path
+    config: ModelConfig
+    dtype: str
+    shards: list[Path]
+    params_path: Path
+    tokenizer_path: Path
+    tokenizer_bytes: bytes = field(repr=False)
+    template: str
+    licences: dict[str, str] = field(repr=False)
+    shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    _files: tuple[ShardFile, ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open a checkpoint and check all but the weights themselves.
+
+        Parameters
+        ----------
+        folder : str or Path
+            The folder that holds consolidated.00.pth.
+
+        Raises
+        ------
+        CheckpointError
+            One of its subclasses, by what is wrong: missing, truncated, damaged or foreign files,
+            a tensor set, shape or dtype that is not that of one Llama 2 model.
+        TokenizerError
+            tokenizer.model is absent, unreadable, or has another number of pieces than the model.
+        """
+        found = find_checkpoint(folder)
+        params = read_params(found.params)
+        tokenizer_bytes = _read_tokenizer(found.tokenizer)
+        with ExitStack() as stack:
+            files = tuple(stack.enter_context(ShardFile(path)) for path in found.shards)
+            first = {name: tensor.shape for name, tensor in files[0].tensors.items()}
+            config = derive_config(params, first, len(files))
+            shapes = tensor_shapes(config)
+            _check_tensor_sets(files, shapes)
+            _check_shapes(files, shapes)
+            dtype = _common_dtype(files)
+            _check_replicated(files, shapes)
+            _check_tokenizer(found.tokenizer, tokenizer_bytes, config.vocab_size)
+            checkpoint = cls(
+                folder=found.path,
+                config=config,
+                dtype=dtype,
+                shards=list(found.shards),
+                params_path=found.params,
+                tokenizer_path=found.tokenizer,
+                tokenizer_bytes=tokenizer_bytes,
+                template=found.template,
+                licences=read_licences(found.licences),
+                shapes=shapes,
+                _files=files,
+            )
+            stack.pop_all()
+        return checkpoint
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return len(self._files)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a whole tensor.
+
+        Parameters
+        ----------
+        name : str
+            Meta's name, one of `shapes`.
+
+        Returns
+        -------
+        float32, float16 or uint16 (the bits of bf16), of shape `shapes[name]`
+            Read-only. With one shard, and for norms, a view of the mapped file (no copy); else
+            assembled from the shards, whose pages are given back at once.
+
+        Raises
+        ------
+        InvalidArgumentError
+            There is no such tensor.
+        ClosedError
+            The checkpoint has been closed.
+        """
+        shape = self._shape(name)
+        if self.n_shards == 1 or split_dim(name) is None:
+            return self._files[0].tensors[name].array()
+        merged = np.empty(shape, NUMPY_DTYPES[self.dtype])
+        for index, file in enumerate(self._files):
+            part = file.tensors[name]
+            merged[shard_slice(name, shape, index, self.n_shards)] = part.array()
+            part.release()
+        merged.flags.writeable = False
+        return merged
+
+    def release(self, name: str) -> None:
+        """Give a tensor's mapped pages back to the kernel; it can still be read again."""
+        self._shape(name)
+        for file in self._files:
+            file.tensors[name].release()
+
+    def check_crc(self, name: str) -> None:
+        """Check the CRC-32 of what all shards hold of a tensor (reads it).
+
+        Raises
+        ------
+        CorruptShardError
+            A shard's data differs from what was saved; the message names the file.
+        """
+        self._shape(name)
+        for file in self._files:
+            file.check_crc(name)
+
+    def close(self) -> None:
+        """Unmap the shards; arrays handed out stay valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Self:
+        """Return the checkpoint itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the checkpoint."""
+        self.close()
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        try:
+            return self.shapes[name]
+        except KeyError:
+            raise InvalidArgumentError(f"the checkpoint has no tensor {name!r}") from None
+
+
+def _check_tensor_sets(files: tuple[ShardFile, ...], shapes: dict[str, tuple[int, ...]]) -> None:
+    for file in files:
+        missing = [name for name in shapes if name not in file.tensors]
+        extra = sorted(set(file.tensors) - set(shapes) - DROPPED)
+        if missing or extra:
+            faults = [
+                f"{label} {len(names)} ({_some(names)})"
+                for label, names in (("missing", missing), ("unexpected", extra))
+                if names
+            ]
+            raise TensorSetError(
+                f"{file.path.name} does not hold the {len(shapes)} tensors of a Llama 2 model: "
+                + "; ".join(faults)
+            )
+
+
+def _check_shapes(files: tuple[ShardFile, ...], shapes: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        try:
+            expected = shard_shape(name, shape, len(files))
+        except InvalidArgumentError as error:
+            raise TensorSetError(str(error)) from error
+        for file in files:
+            found = file.tensors[name].shape
+            if found != expected:
+                raise TensorSetError(
+                    f"{file.path.name}: {name} has the shape {found}; expected {expected}, that is "
+                    f"a part of {shape} in {len(files)} shard(s)"
+                )
+
+
+def _common_dtype(files: tuple[ShardFile, ...]) -> str:
+    names: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        for name, tensor in file.tensors.items():
+            if name not in DROPPED:
+                names[tensor.dtype].append(f"{name} in {file.path.name}")
+    if len(names) > 1:
+        found = "; ".join(f"{dtype}: {_some(names[dtype])}" for dtype in sorted(names))
+        raise TensorSetError(f"the tensors have different dtypes, expected one ({found})")
+    return next(iter(names))
+
+
+def _check_replicated(files: tuple[ShardFile, ...], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Compare the bits of the tensors that every shard holds whole."""
+    for name in (name for name in shapes if split_dim(name) is None):
+        bits = files[0].tensors[name].array().view(np.uint8)
+        for file in files[1:]:
+            if not np.array_equal(bits, file.tensors[name].array().view(np.uint8)):
+                raise TensorSetError(
+                    f"{name} differs between {files[0].path.name} and {file.path.name}, though "
+                    "all shards hold the same; are they of one download?"
+                )
+
+
+def _read_tokenizer(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_TOKENIZER_BYTES + 1)
+    foreign = describe_foreign(path.name, data[:512])
+    if foreign is not None:
+        raise TokenizerError(foreign)
+    if not 0 < len(data) <= MAX_TOKENIZER_BYTES:
+        raise TokenizerError(
+            f"{path} has {'no' if not data else 'over ' + str(MAX_TOKENIZER_BYTES)} bytes; "
+            "expected a SentencePiece model. Download it again"
+        )
+    return data
+
+
+def _check_tokenizer(path: Path, data: bytes, vocab_size: int) -> None:
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+    except Exception as error:
+        raise TokenizerError(
+            f"{path} is not a SentencePiece model ({error}); download it again"
+        ) from error
+    n_pieces = int(processor.get_piece_size())
+    if n_pieces != vocab_size:
+        raise TokenizerError(
+            f"tokenizer.model has {n_pieces} pieces; tok_embeddings has {vocab_size} rows. "
+            f"They are not of one model ({path})"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,296 @@
+"""`convert`: a checkpoint folder becomes one `.l2q` file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from llama2q.converter.checkpoint import MetaCheckpoint
+from numpy.typing import NDArray
+
+from llama2q.config import ModelConfig
+from llama2q.converter.encode import Quantizers, encode_matrix
+from llama2q.converter.sources import SourceHasher, fingerprint
+from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError
+from llama2q.format.layout import MatrixSpec, TensorSpec, model_parts
+from llama2q.format.metadata import Metadata, SourceFile
+from llama2q.format.recipe import Recipe
+from llama2q.format.writer import Chunks, Writer, write_model
+from llama2q.quant.bits import nonfinite, widen
+
+Progress = Callable[[int, int, str], None]
+"""progress(done_bytes, total_bytes, name): bytes of the output, and the tensor that is next."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What a conversion did.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    model_id : str
+        64 hex digits.
+    config : ModelConfig
+    recipe : Recipe
+    template : str
+        "base" or "llama2-chat".
+    input_bytes, output_bytes : int
+        Sizes of the source files together, and of the file.
+    seconds : float
+        Wall time.
+    bits_per_weight : float
+        Stored bits of matrices and norms, scales and padding included, per weight.
+    peak_rss_bytes : int
+        The process's largest resident size so far, mapped files included.
+    """
+
+    path: Path
+    model_id: str
+    config: ModelConfig
+    recipe: Recipe
+    template: str
+    input_bytes: int
+    output_bytes: int
+    seconds: float
+    bits_per_weight: float
+    peak_rss_bytes: int
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str] | None = None,
+    *,
+    quant: str = "int4",
+    group_size: int = 64,
+    grid: str = "nonuniform",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    n_threads: int | None = None,
+) -> ConvertReport:
+    """Convert Meta's checkpoint to a `.l2q` file.
+
+    Parameters
+    ----------
+    src : str or Path
+        Folder with consolidated.NN.pth and params.json.
+    dst : str or Path, optional
+        File to write, or an existing folder; by default `<name of src>-<quant>.l2q` in the current
+        folder, where "none" appears as the checkpoint's dtype.
+    quant : {"int4", "int8", "none"}
+        "none" keeps the checkpoint's own numbers.
+    group_size : {32, 64, 128}
+        Columns per scale.
+    grid : {"nonuniform", "uniform"}
+        Values of the int4 codes.
+    overwrite : bool
+        Whether an existing file is replaced.
+    progress : callable, optional
+        Called as progress(done_bytes, total_bytes, tensor_name).
+    n_threads : int, optional
+        Threads of the quantizers; all physical cores by default. The bytes do not depend on it.
+
+    Returns
+    -------
+    ConvertReport
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is incomplete, damaged, or holds NaN or infinity.
+    OutputExistsError, DiskSpaceError, QuantizationError, InvalidArgumentError
+        See `llama2q.errors`. No error leaves a file under the final name.
+
+    Notes
+    -----
+    An interruption (Ctrl-C, a kill) keeps `NAME.part`; the next call with the same arguments goes
+    on behind the last finished tensor and gives the same bytes.
+    """
+    from llama2q import _core
+
+    return convert_with(
+        _core,
+        src,
+        dst,
+        quant=quant,
+        group_size=group_size,
+        grid=grid,
+        overwrite=overwrite,
+        progress=progress,
+        n_threads=n_threads,
+    )
+
+
+def convert_with(
+    quantizers: Quantizers,
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str] | None = None,
+    *,
+    quant: str = "int4",
+    group_size: int = 64,
+    grid: str = "nonuniform",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    n_threads: int | None = None,
+) -> ConvertReport:
+    """Convert with other quantizers; see `convert`."""
+    start = time.perf_counter()
+    with MetaCheckpoint.open(Path(src).expanduser()) as checkpoint:
+        recipe = Recipe.for_model(
+            checkpoint.config, quant, group_size=group_size, grid=grid, dtype=checkpoint.dtype
+        )
+        path = _output_path(checkpoint, dst, checkpoint.dtype if quant == "none" else quant)
+        sources = [*checkpoint.shards, checkpoint.params_path, checkpoint.tokenizer_path]
+        _refuse_source(path, sources)
+        metadata = Metadata(
+            config=checkpoint.config,
+            recipe=recipe,
+            template=checkpoint.template,
+            licences=checkpoint.licences,
+            source=tuple(SourceFile(file.name, file.stat().st_size) for file in sources),
+        )
+        with (
+            Writer(
+                path,
+                metadata,
+                checkpoint.tokenizer_bytes,
+                fingerprint=fingerprint(sources),
+                overwrite=overwrite,
+            ) as writer,
+            SourceHasher(sources) as hasher,
+        ):
+            _write(writer, checkpoint, quantizers, progress, n_threads)
+            model_id = writer.finish(hasher.result())
+    return ConvertReport(
+        path=path,
+        model_id=model_id,
+        config=metadata.config,
+        recipe=recipe,
+        template=metadata.template,
+        input_bytes=sum(entry.bytes for entry in metadata.source),
+        output_bytes=writer.file_bytes,
+        seconds=time.perf_counter() - start,
+        bits_per_weight=bits_per_weight(metadata.config, recipe),
+        peak_rss_bytes=_peak_rss_bytes(),
+    )
+
+
+def bits_per_weight(config: ModelConfig, recipe: Recipe) -> float:
+    """Return stored bits of matrices and norms, scales and padding included, per weight."""
+    n_weights = stored = 0
+    for part in model_parts(config, recipe, 1):
+        if isinstance(part, MatrixSpec):
+            n_weights += part.n_weights
+            stored += sum(spec.nbytes for spec in part.tensors())
+        elif part.dtype == "F32":
+            n_weights += part.shape[0]
+            stored += part.nbytes
+    return 8 * stored / n_weights
+
+
+def _write(
+    writer: Writer,
+    checkpoint: MetaCheckpoint,
+    quantizers: Quantizers,
+    progress: Progress | None,
+    n_threads: int | None,
+) -> None:
+    done, total = 0, writer.data_bytes
+
+    def before(part: MatrixSpec | TensorSpec) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(done, total, part.name)
+        specs = part.tensors() if isinstance(part, MatrixSpec) else (part,)
+        done += sum(spec.nbytes for spec in specs)
+
+    def encode(matrix: MatrixSpec) -> list[Chunks]:
+        return encode_matrix(matrix, source.read, source.release, quantizers, n_threads)
+
+    def norm(spec: TensorSpec) -> NDArray[np.float32]:
+        weights = source.read(spec.name)
+        if nonfinite(weights).any():
+            at = int(np.argmax(nonfinite(weights)))
+            value = float(widen(weights[at : at + 1])[0])
+            raise NonFiniteWeightError(
+                f"{spec.name}: element {at} is {value}; expected a finite number"
+            )
+        source.release(spec.name)
+        return widen(weights)
+
+    with _CheckedSource(checkpoint) as source:
+        try:
+            write_model(writer, encode, norm, before)
+        except Llama2qError:
+            source.finish_checks()  # a damaged shard explains a wrong weight
+            raise
+    if progress is not None:
+        progress(total, total, "")
+
+
+class _CheckedSource:
+    """Reads tensors and checks their CRC-32 in a second thread while they are quantized."""
+
+    def __init__(self, checkpoint: MetaCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._pool = ThreadPoolExecutor(1, "source-crc")
+        self._checks: dict[str, Future[None]] = {}
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a tensor and start its check."""
+        self._checks[name] = self._pool.submit(self._checkpoint.check_crc, name)
+        return self._checkpoint.read(name)
+
+    def release(self, name: str) -> None:
+        """Wait for a tensor's check, then give its pages back."""
+        self._checks.pop(name).result()
+        self._checkpoint.release(name)
+
+    def finish_checks(self) -> None:
+        """Wait for all checks; raise the first CorruptShardError."""
+        for check in self._checks.values():
+            check.result()
+
+    def __enter__(self) -> Self:
+        """Return the source itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the check that is running."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _output_path(checkpoint: MetaCheckpoint, dst: str | os.PathLike[str] | None, kind: str) -> Path:
+    name = f"{checkpoint.folder.name or 'model'}-{kind}.l2q"
+    path = Path(name) if dst is None else Path(dst)
+    return path / name if path.is_dir() else path
+
+
+def _refuse_source(path: Path, sources: list[Path]) -> None:
+    if path.exists() and any(path.samefile(source) for source in sources):
+        raise InvalidArgumentError(f"{path} is part of the checkpoint; give another file")
+
+
+def _peak_rss_bytes() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

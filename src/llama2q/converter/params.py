@@ -1,0 +1,227 @@
+"""Meta's `params.json`, and the model config that it and the tensors agree on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama2q.config import ModelConfig, hidden_dim_of
+from llama2q.converter.foreign import describe_foreign
+from llama2q.errors import InvalidArgumentError, MissingShardError, ParamsError, TensorSetError
+
+MAX_PARAMS_BYTES = 1 << 20
+
+_INTEGERS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "vocab_size", "max_seq_len")
+_FLOATS = ("ffn_dim_multiplier", "norm_eps", "rope_theta")
+_HARMLESS = frozenset({"max_batch_size", "use_scaled_rope"})
+_REQUIRED = ("n_heads", "norm_eps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """The content of `params.json`; None where it says nothing."""
+
+    n_heads: int
+    norm_eps: float
+    dim: int | None = None
+    n_layers: int | None = None
+    n_kv_heads: int | None = None
+    multiple_of: int | None = None
+    ffn_dim_multiplier: float | None = None
+    vocab_size: int | None = None
+    max_seq_len: int | None = None
+    rope_theta: float | None = None
+
+
+def read_params(path: Path) -> Params:
+    """Read and check `params.json`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    ParamsError
+        It is absent, is no JSON object, or holds an unknown key or a value of a wrong type.
+    """
+    if not path.is_file():
+        raise ParamsError(
+            f"params.json is missing in {path.parent}; run download.sh again, it lies beside the "
+            "weights"
+        )
+    with path.open("rb") as file:
+        data = file.read(MAX_PARAMS_BYTES + 1)
+    foreign = describe_foreign(path.name, data[:512])
+    if foreign is not None:
+        raise ParamsError(foreign)
+    if len(data) > MAX_PARAMS_BYTES:
+        raise ParamsError(f"params.json has over {MAX_PARAMS_BYTES} bytes; expected a small file")
+    try:
+        values = json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise ParamsError(f"params.json is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"params.json holds a {type(values).__name__}; expected an object")
+    return _check(values)
+
+
+def derive_config(
+    params: Params, shapes: Mapping[str, tuple[int, ...]], n_shards: int
+) -> ModelConfig:
+    """Find the model's config: what params.json says, and sizes it leaves out from the tensors.
+
+    Parameters
+    ----------
+    params : Params
+        The content of params.json.
+    shapes : mapping
+        Tensor name -> shape in the first shard.
+    n_shards : int
+        Number of shards found.
+
+    Raises
+    ------
+    TensorSetError
+        A tensor that tells a size is missing or has another number of dimensions.
+    MissingShardError
+        The tensors' shapes say that there are more shards.
+    ParamsError
+        params.json and the tensors disagree.
+    """
+    dim = _shape(shapes, "norm.weight", 1)[0]
+    n_layers = 1 + max(
+        (int(match[1]) for name in shapes if (match := re.match(r"layers\.(\d{1,6})\.", name))),
+        default=-1,
+    )
+    _agree("dim", params.dim, dim, "norm.weight")
+    if n_layers > len(shapes):
+        raise TensorSetError(f"{len(shapes)} tensors cannot make {n_layers} layers")
+    _agree("n_layers", params.n_layers, n_layers, "the tensors' names")
+    _check_shard_count(_shape(shapes, "layers.0.attention.wq.weight", 2)[0], dim, n_shards)
+    vocab_size = _shape(shapes, "tok_embeddings.weight", 2)[0]
+    if params.vocab_size != -1:
+        _agree("vocab_size", params.vocab_size, vocab_size, "tok_embeddings.weight")
+    hidden_dim = _shape(shapes, "layers.0.feed_forward.w1.weight", 2)[0] * n_shards
+    if params.multiple_of is not None:
+        said = hidden_dim_of(dim, params.multiple_of, params.ffn_dim_multiplier)
+        if said != hidden_dim:
+            raise ParamsError(
+                f"params.json gives a hidden size of {said} (dim {dim}, multiple_of "
+                f"{params.multiple_of}, ffn_dim_multiplier {params.ffn_dim_multiplier}); "
+                f"feed_forward.w1 has {hidden_dim} rows"
+            )
+    elif params.ffn_dim_multiplier is not None:
+        raise ParamsError("params.json has ffn_dim_multiplier without multiple_of; expected both")
+    optional: dict[str, Any] = {
+        name: value
+        for name in ("max_seq_len", "rope_theta")
+        if (value := getattr(params, name)) is not None
+    }
+    try:
+        return ModelConfig(
+            dim=dim,
+            hidden_dim=hidden_dim,
+            n_layers=n_layers,
+            n_heads=params.n_heads,
+            n_kv_heads=params.n_heads if params.n_kv_heads is None else params.n_kv_heads,
+            vocab_size=vocab_size,
+            norm_eps=params.norm_eps,
+            **optional,
+        )
+    except InvalidArgumentError as error:
+        raise ParamsError(f"params.json describes no Llama 2 model: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key appears twice")
+    return values
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number of JSON")
+
+
+def _check(values: dict[str, Any]) -> Params:
+    unknown = sorted(set(values) - {*_INTEGERS, *_FLOATS, *_HARMLESS})
+    if unknown:
+        raise ParamsError(
+            f"params.json has unknown keys {unknown}: this may be another kind of model than "
+            "Llama 2, whose keys are " + ", ".join((*_INTEGERS, *_FLOATS))
+        )
+    if values.get("use_scaled_rope"):
+        raise ParamsError("params.json asks for use_scaled_rope (Llama 3.1); expected Llama 2")
+    checked: dict[str, Any] = {}
+    for name in _INTEGERS:
+        value = values.get(name)
+        if value is None:
+            continue
+        if name == "vocab_size" and value == -1 and type(value) is int:
+            checked[name] = value
+        elif type(value) is not int or not 1 <= value < 2**31:
+            raise ParamsError(f"params.json: {name} is {value!r}; expected a positive integer")
+        else:
+            checked[name] = value
+    for name in _FLOATS:
+        value = values.get(name)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not 0 <= value < 1e30:
+            raise ParamsError(f"params.json: {name} is {value!r}; expected a number >= 0")
+        checked[name] = float(value)
+    missing = [name for name in _REQUIRED if name not in checked]
+    if missing:
+        raise ParamsError(
+            f"params.json lacks {', '.join(missing)}; found {sorted(values)}. "
+            "These cannot be told from the tensors"
+        )
+    if not 0 < checked.get("ffn_dim_multiplier", 1.0) <= 1000:
+        raise ParamsError(
+            f"params.json: ffn_dim_multiplier is {checked['ffn_dim_multiplier']}; "
+            "expected a factor in (0, 1000]"
+        )
+    return Params(**checked)
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, n_dims: int) -> tuple[int, ...]:
+    shape = shapes.get(name)
+    if shape is None:
+        found = ", ".join(sorted(shapes)[:3])
+        raise TensorSetError(
+            f"consolidated.00.pth lacks {name}: this is not a Llama 2 model (found {found}, ...)"
+        )
+    if len(shape) != n_dims:
+        raise TensorSetError(f"{name} has the shape {shape}; expected {n_dims} dimensions")
+    return shape
+
+
+def _agree(name: str, said: int | None, found: int, where: str) -> None:
+    if said is not None and said != found:
+        raise ParamsError(f"params.json says {name} {said}; {where} says {found}")
+
+
+def _check_shard_count(rows: int, dim: int, found: int) -> None:
+    """Compare the number of files with what the rows of wq in one of them say."""
+    if rows * found == dim:
+        return
+    expected = dim // rows
+    if expected * rows == dim and expected > found:
+        last = expected - 1
+        raise MissingShardError(
+            f"consolidated.{found:02d}.pth is missing: the checkpoint has {expected} shards "
+            f"(00-{last:02d}); found 00-{found - 1:02d}. Run download.sh again, it resumes"
+        )
+    raise TensorSetError(
+        f"layers.0.attention.wq.weight has {rows} rows in consolidated.00.pth, which makes "
+        f"{rows * found} in {found} shards; expected dim, that is {dim}. Are all shards of one "
+        "download?"
+    )

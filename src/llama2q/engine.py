@@ -1,0 +1,352 @@
+"""The engine: an open model file, its KV cache, and the one forward call over sequences."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2q import _core
+from llama2q.config import ModelConfig
+from llama2q.errors import (
+    CancelledError,
+    ClosedError,
+    ContextLengthError,
+    InvalidArgumentError,
+    TokenizerError,
+)
+from llama2q.format.layout import TOKENIZER
+from llama2q.format.reader import L2qFile
+from llama2q.kv_blocks import BLOCK, BlockPool, Sequence, blocks_for
+from llama2q.tokenizer import Tokenizer
+from llama2q.weights import build_model
+
+KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
+_I32: TypeAlias = NDArray[np.int32]
+
+_log = logging.getLogger(__name__)
+_WORK_BYTES = 250 * 2**20
+_MAX_SEQUENCES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """New tokens of one sequence in a step.
+
+    Parameters
+    ----------
+    sequence : Sequence
+        Where they are appended.
+    token_ids : sequence of int
+        The tokens, at least one.
+    n_rows : int
+        How many of the last tokens' rows to return; 0 for none.
+    """
+
+    sequence: Sequence
+    token_ids: AbstractSequence[int]
+    n_rows: int = 1
+
+
+def kv_bytes_per_token(config: ModelConfig, kv_dtype: _core.KvDtype) -> int:
+    """Bytes of keys and values of one token over all layers."""
+    bytes_per_head = {
+        "f32": 4 * config.head_dim,
+        "f16": 2 * config.head_dim,
+        "int8": config.head_dim + 2,  # an f16 scale per head
+    }[kv_dtype]
+    return 2 * config.n_layers * config.n_kv_heads * bytes_per_head
+
+
+def choose_kv_dtype(
+    config: ModelConfig, quant: str, n_ctx: int, weight_bytes: int, available_bytes: int
+) -> _core.KvDtype:
+    """Apply the rule of `kv_dtype="auto"`.
+
+    f32 for unquantized models, whose baseline it is; else f16 where weights, the cache of one
+    context and work space fit the available memory; else int8.
+    """
+    if quant == "none":
+        return "f32"
+    needed = weight_bytes + n_ctx * kv_bytes_per_token(config, "f16") + _WORK_BYTES
+    return "f16" if needed <= available_bytes else "int8"
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+class Engine:
+    """A loaded model; calls are safe from any thread, steps run one at a time."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        n_ctx: int | None = None,
+        kv_dtype: KvChoice = "auto",
+        n_threads: int | None = None,
+        isa: str | None = None,
+        max_sequences: int | None = None,
+    ) -> None:
+        """Map a `.l2q` file and make its KV cache, whose memory is committed as it is used.
+
+        Parameters
+        ----------
+        path : str or Path
+            The model file.
+        n_ctx : int or None
+            Most tokens per sequence; None takes the model's own.
+        kv_dtype : {"auto", "f32", "f16", "int8"}
+            Type of the KV cache, see `choose_kv_dtype`.
+        n_threads : int or None
+            Computing threads; None takes the physical cores that this process may use.
+        isa : str or None
+            Instruction set; None takes LLAMA2Q_ISA or the fastest.
+        max_sequences : int or None
+            Full contexts that the cache holds; None takes what fits 80 % of the available memory,
+            1 to 8.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument is outside its range.
+        FormatError
+            If the file is not a sound `.l2q` file.
+        """
+        if kv_dtype not in get_args(KvChoice):
+            raise InvalidArgumentError(
+                f"kv_dtype is {kv_dtype!r}; expected one of {', '.join(get_args(KvChoice))}"
+            )
+        _check_count("n_threads", n_threads)
+        _check_count("n_ctx", n_ctx)
+        _check_count("max_sequences", max_sequences)
+        self._closed = False
+        self._flags: set[_core.CancelFlag] = set()
+        self._lock = threading.Lock()
+        self._file = L2qFile(path)
+        try:
+            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _set_up(
+        self,
+        n_ctx: int | None,
+        kv_choice: KvChoice,
+        n_threads: int | None,
+        isa: str | None,
+        max_sequences: int | None,
+    ) -> None:
+        config = self.config
+        if n_ctx is not None and n_ctx > config.max_seq_len:
+            raise InvalidArgumentError(
+                f"n_ctx is {n_ctx}; the model's context is {config.max_seq_len} tokens at most"
+            )
+        self.n_ctx = n_ctx or config.max_seq_len
+        self.tokenizer = Tokenizer.from_bytes(self._file.array(TOKENIZER).tobytes())
+        if self.tokenizer.vocab_size != config.vocab_size:
+            raise TokenizerError(
+                f"{self._file.path}: its tokenizer has {self.tokenizer.vocab_size} pieces; "
+                f"tok_embeddings has {config.vocab_size} rows"
+            )
+        available = _available_bytes()
+        quant = self._file.recipe.quant
+        kv_dtype = (
+            choose_kv_dtype(config, quant, self.n_ctx, self._file.file_bytes, available)
+            if kv_choice == "auto"
+            else kv_choice
+        )
+        bytes_per_token = kv_bytes_per_token(config, kv_dtype)
+        context_bytes = blocks_for(self.n_ctx) * BLOCK * bytes_per_token
+        n_sequences = max_sequences or min(
+            max(available * 8 // 10 // context_bytes, 1), _MAX_SEQUENCES
+        )
+        self.pool = BlockPool(blocks_for(self.n_ctx) * n_sequences)
+        self._model: _core.Model | None = build_model(
+            self._file,
+            kv_dtype=kv_dtype,
+            n_blocks=self.pool.n_blocks,
+            n_threads=n_threads,
+            isa=isa,
+        )
+        self.kv_dtype = kv_dtype
+        _log.info(
+            "%s: quant %s, KV cache %s%s, %d bytes a token, %d context(s) of %d tokens "
+            "(%.2f GiB each, %.2f GiB of memory available), %d threads, %s",
+            self._file.path,
+            quant,
+            kv_dtype,
+            " (chosen)" if kv_choice == "auto" else "",
+            bytes_per_token,
+            n_sequences,
+            self.n_ctx,
+            context_bytes / 2**30,
+            available / 2**30,
+            self._model.n_threads,
+            self._model.isa,
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's hyperparameters."""
+        return self._file.config
+
+    @property
+    def file(self) -> L2qFile:
+        """The open model file."""
+        return self._file
+
+    @property
+    def n_threads(self) -> int:
+        """Computing threads."""
+        return self._open_model().n_threads
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in use."""
+        return self._open_model().isa
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop running steps between two layers and let go of weights, cache and file."""
+        with self._lock:
+            self._closed = True
+            for flag in self._flags:
+                flag.set()
+            self._model = None
+        self._file.close()
+
+    def check_open(self) -> None:
+        """Raise ClosedError if `close` was called."""
+        self._open_model()
+
+    def _open_model(self) -> _core.Model:
+        model = self._model
+        if model is None:
+            raise ClosedError("this model has been closed; load it again")
+        return model
+
+    def check_ids(self, token_ids: AbstractSequence[int]) -> None:
+        """Refuse an empty prompt and ids outside the vocabulary.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Naming the first bad id and its index.
+        """
+        if len(token_ids) == 0:
+            raise InvalidArgumentError("the token ids are empty; expected at least one (BOS is 1)")
+        ids = np.asarray(token_ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InvalidArgumentError(
+                f"token ids of shape {ids.shape} and type {ids.dtype}; expected a list of integers"
+            )
+        bad = np.flatnonzero((ids < 0) | (ids >= self.config.vocab_size))
+        if len(bad):
+            raise InvalidArgumentError(
+                f"token id {ids[bad[0]]} at index {bad[0]} is outside the vocabulary; "
+                f"expected 0 to {self.config.vocab_size - 1}"
+            )
+
+    def forward(
+        self, spans: AbstractSequence[Span], cancel: _core.CancelFlag | None = None
+    ) -> NDArray[np.float32]:
+        """Append tokens to sequences in one ragged step.
+
+        The sequences grow only if the whole step succeeds.
+
+        Parameters
+        ----------
+        spans : sequence of Span
+            Each of another sequence.
+        cancel : CancelFlag or None
+            Stops the step between two layers.
+
+        Returns
+        -------
+        float32, (n_rows of all spans, vocab_size)
+            Logits, in the order of the spans.
+
+        Raises
+        ------
+        ContextLengthError
+            If a sequence would outgrow the context.
+        CancelledError
+            If the flag was set.
+        ClosedError
+            If `close` was called, before or meanwhile.
+        """
+        model = self._open_model()
+        for span in spans:
+            end = span.sequence.n_tokens + len(span.token_ids)
+            if end > self.n_ctx:
+                raise ContextLengthError(
+                    f"a sequence of {end} tokens; the context holds {self.n_ctx}"
+                )
+            span.sequence.ensure(end)
+        flag = cancel or _core.CancelFlag()
+        with self._lock:
+            self._open_model()
+            self._flags.add(flag)
+        try:
+            logits = model.step(*_step_arrays(spans), output="logits", cancel=flag)
+        except CancelledError:
+            self.check_open()
+            raise
+        finally:
+            with self._lock:
+                self._flags.discard(flag)
+        for span in spans:
+            span.sequence.advance(len(span.token_ids))
+        return logits
+
+
+def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:
+    """Lay spans out as the ragged step wants them.
+
+    Returns
+    -------
+    token_ids, positions, sequence_of_token : int32, (n,)
+    block_tables : int32, (n_sequences, max_blocks)
+        -1 where a sequence has no block.
+    output_rows : int32, (m,)
+    """
+    lengths = [len(span.token_ids) for span in spans]
+    ends = np.cumsum(lengths)
+    token_ids = np.concatenate([np.asarray(span.token_ids, np.int32) for span in spans])
+    starts = np.array([span.sequence.n_tokens for span in spans])
+    within = np.arange(len(token_ids)) - np.repeat(ends - lengths, lengths)
+    positions = (np.repeat(starts, lengths) + within).astype(np.int32)
+    sequence_of_token = np.repeat(np.arange(len(spans), dtype=np.int32), lengths)
+    tables = [span.sequence.blocks for span in spans]
+    block_tables = np.full((len(spans), max(map(len, tables))), -1, np.int32)
+    for row, table in zip(block_tables, tables, strict=True):
+        row[: len(table)] = table
+    rows = [
+        np.arange(end - span.n_rows, end, dtype=np.int32)
+        for span, end in zip(spans, ends, strict=True)
+    ]
+    return token_ids, positions, sequence_of_token, block_tables, np.concatenate(rows)
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise InvalidArgumentError(f"{name} is {value!r}; expected an integer of at least 1")

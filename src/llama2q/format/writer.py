@@ -1,0 +1,329 @@
+"""The atomic writer: `NAME.part` and its journal, then a rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2q.errors import DiskSpaceError, InvalidArgumentError, OutputExistsError
+from llama2q.format.header import HASH_PLACEHOLDER, build_header, model_id_of
+from llama2q.format.journal import Journal
+from llama2q.format.layout import (
+    INV_FREQ,
+    TOKENIZER,
+    MatrixSpec,
+    TensorSpec,
+    is_pad,
+    model_parts,
+    place,
+    tensor_specs,
+)
+from llama2q.format.metadata import Metadata, require_hash
+from llama2q.format.rope import inv_freq
+from llama2q.quant.quant_type import NUMPY_DTYPES
+
+_log = logging.getLogger(__name__)
+
+Chunks = Iterable[NDArray[Any]]
+"""The bytes of one tensor, in pieces, so that no copy of the whole is needed."""
+
+
+class Writer:
+    """Writes one `.l2q` file, tensor by tensor in the order of the file. A context manager.
+
+    Until `finish` the data lie in `NAME.part`. Leaving the context by an error removes it; by an
+    interruption (KeyboardInterrupt, SystemExit, a kill) it stays with `NAME.part.journal`, and the
+    next writer with equal metadata, tokenizer and fingerprint goes on behind the last finished
+    tensor.
+
+    Parameters
+    ----------
+    path : str or Path
+        Final name.
+    metadata : Metadata
+        Without hashes: names and sizes of the sources are enough.
+    tokenizer : bytes
+        The SentencePiece model.
+    fingerprint : str, optional
+        Anything that changes when the sources do. Without it nothing is ever resumed.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Attributes
+    ----------
+    finished : dict of str to str
+        Hashes of the tensors that are complete, by name.
+    file_bytes, data_bytes : int
+        Size that the file will have, and of its tensors without pads.
+
+    Raises
+    ------
+    OutputExistsError
+        The file exists, or another process is writing it.
+    DiskSpaceError
+        The disk has no room for it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        metadata: Metadata,
+        tokenizer: bytes,
+        *,
+        fingerprint: str = "",
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.metadata = metadata
+        self.tokenizer = tokenizer
+        self._overwrite = overwrite
+        self._refuse_existing()
+        specs = tensor_specs(metadata.config, metadata.recipe, len(tokenizer))
+        self._placed = place(specs)
+        self._tensors = [tensor for tensor in self._placed if not is_pad(tensor.spec.name)]
+        header = self._header({}, HASH_PLACEHOLDER)
+        self._data_start = len(header)
+        self.file_bytes = len(header) + self._placed[-1].end
+        self.data_bytes = sum(spec.nbytes for spec in specs)
+        self._part_path = self.path.with_name(self.path.name + ".part")
+        self._journal = Journal(
+            self._part_path.with_name(self._part_path.name + ".journal"),
+            hashlib.sha256(
+                b"\0".join([header, fingerprint.encode(), hashlib.sha256(tokenizer).digest()])
+            ).hexdigest(),
+        )
+        self._check_disk_space()
+        self._part = self._open_part()
+        try:
+            self.finished = self._resume(header, enabled=bool(fingerprint))
+        except BaseException:
+            self._part.close()
+            raise
+
+    def write(self, name: str, chunks: Chunks) -> None:
+        """Write the next tensor.
+
+        Parameters
+        ----------
+        name : str
+            Must be the first that is not finished.
+        chunks : iterable of arrays
+            Of the tensor's dtype (uint16 for BF16); their elements follow each other.
+        """
+        if len(self.finished) == len(self._tensors):
+            raise InvalidArgumentError(f"all tensors are written; {name} is one too many")
+        tensor = self._tensors[len(self.finished)]
+        if name != tensor.spec.name:
+            raise InvalidArgumentError(f"the next tensor is {tensor.spec.name}, not {name}")
+        dtype = NUMPY_DTYPES[tensor.spec.dtype]
+        digest = hashlib.sha256()
+        self._part.seek(self._data_start + tensor.begin)
+        written = 0
+        for chunk in chunks:
+            if chunk.dtype != dtype:
+                raise InvalidArgumentError(f"{name} is {dtype}, not {chunk.dtype}")
+            view = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+            written += len(view)
+            if written > tensor.spec.nbytes:
+                break
+            digest.update(view)
+            _write_all(self._part, view)
+        if written != tensor.spec.nbytes:
+            raise InvalidArgumentError(
+                f"{name} {list(tensor.spec.shape)} has {tensor.spec.nbytes} bytes, "
+                f"not {written} or more"
+            )
+        _write_all(self._part, memoryview(bytes(-written % 64)))
+        self._journal.add(tensor, digest.hexdigest())
+        self.finished[name] = digest.hexdigest()
+
+    def finish(self, source_sha256: Mapping[str, str] | None = None) -> str:
+        """Write the final header, rename, and return the model id.
+
+        Parameters
+        ----------
+        source_sha256 : mapping of str to str, optional
+            64 hex digits for each source file, by name.
+        """
+        if len(self.finished) != len(self._tensors):
+            missing = self._tensors[len(self.finished)].spec.name
+            raise InvalidArgumentError(f"tensor {missing} is not written yet")
+        hashes = source_sha256 or {}
+        if set(hashes) != {entry.name for entry in self.metadata.source}:
+            raise InvalidArgumentError("source_sha256 does not name exactly the source files")
+        for name, digits in hashes.items():
+            require_hash(digits, f"sha256 of source {name}")
+        self._refuse_existing()
+        strings = self._final(hashes).to_strings()
+        model_id = model_id_of(self._placed, strings)
+        header = build_header(self._placed, {**strings, "model_id": model_id})
+        self._part.seek(0)
+        _write_all(self._part, memoryview(header))
+        os.fsync(self._part.fileno())
+        self._part.close()
+        self._part_path.replace(self.path)
+        _fsync_folder(self.path.parent)
+        self._journal.remove()
+        return model_id
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close; remove what is unfinished unless this is an interruption."""
+        if self._part.closed:
+            return
+        if kind is not None and not issubclass(kind, Exception):
+            self._journal.close()
+            self._part.close()
+            return
+        self._part_path.unlink(missing_ok=True)
+        self._part.close()
+        self._journal.remove()
+
+    def _final(self, hashes: Mapping[str, str]) -> Metadata:
+        source = tuple(
+            type(entry)(entry.name, entry.bytes, hashes[entry.name])
+            for entry in self.metadata.source
+        )
+        return self.metadata.with_hashes(source, self.finished)
+
+    def _header(self, sha256: Mapping[str, str], model_id: str) -> bytes:
+        placeholders = {
+            t.spec.name: sha256.get(t.spec.name, HASH_PLACEHOLDER) for t in self._tensors
+        }
+        strings = self.metadata.with_hashes(self.metadata.source, placeholders).to_strings()
+        return build_header(self._placed, {**strings, "model_id": model_id})
+
+    def _refuse_existing(self) -> None:
+        if self.path.is_dir():
+            raise OutputExistsError(f"{self.path} is a folder; give a file name")
+        if not self.path.parent.is_dir():
+            raise InvalidArgumentError(f"the folder {self.path.parent} does not exist")
+        if self.path.exists() and not self._overwrite:
+            raise OutputExistsError(
+                f"{self.path} exists; pass overwrite=True (--force) to replace it"
+            )
+
+    def _check_disk_space(self) -> None:
+        held = 0
+        with contextlib.suppress(OSError):
+            held = getattr(self._part_path.stat(), "st_blocks", 0) * 512
+        free = shutil.disk_usage(self.path.parent).free
+        if free + held < self.file_bytes:
+            raise DiskSpaceError(
+                f"{self.path.name} needs {self.file_bytes / 1e9:.2f} GB; only "
+                f"{(free + held) / 1e9:.2f} GB are free in {self.path.parent}"
+            )
+
+    def _open_part(self) -> BinaryIO:
+        descriptor = os.open(self._part_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+        part = open(descriptor, "r+b", buffering=0)  # noqa: PTH123
+        if not _lock(part) or not _is_file(part, self._part_path):
+            part.close()
+            raise OutputExistsError(f"{self._part_path} is being written by another process")
+        return part
+
+    def _resume(self, header: bytes, *, enabled: bool) -> dict[str, str]:
+        finished: dict[str, str] = {}
+        if enabled:
+            finished = self._journal.resume(self._part, self._data_start, self._tensors)
+        if finished:
+            _log.info("%s: going on after %d finished tensors", self._part_path, len(finished))
+        end = self._tensors[len(finished) - 1].end if finished else 0
+        self._part.truncate(self._data_start + end + -end % 64)
+        self._part.seek(0)
+        _write_all(self._part, memoryview(header))
+        self._journal.start(self._tensors, finished)
+        return finished
+
+
+def write_model(
+    writer: Writer,
+    encode: Callable[[MatrixSpec], list[Chunks]],
+    norm: Callable[[TensorSpec], NDArray[np.float32]],
+    before: Callable[[MatrixSpec | TensorSpec], None] | None = None,
+) -> None:
+    """Write all tensors that the writer has not finished.
+
+    Parameters
+    ----------
+    writer : Writer
+    encode : callable
+        Returns the chunks of each stored tensor of a matrix (codes and scales, or values).
+    norm : callable
+        Returns the float32 weights of a norm.
+    before : callable, optional
+        Called with each part before it is made.
+    """
+    metadata = writer.metadata
+    for part in model_parts(metadata.config, metadata.recipe, len(writer.tokenizer)):
+        if before is not None:
+            before(part)
+        specs = part.tensors() if isinstance(part, MatrixSpec) else (part,)
+        if all(spec.name in writer.finished for spec in specs):
+            continue
+        if isinstance(part, MatrixSpec):
+            contents = encode(part)
+        elif part.name == INV_FREQ:
+            contents = [[inv_freq(metadata.config.rope_theta, metadata.config.head_dim)]]
+        elif part.name == TOKENIZER:
+            contents = [[np.frombuffer(writer.tokenizer, dtype=np.uint8)]]
+        else:
+            contents = [[norm(part)]]
+        for spec, chunks in zip(specs, contents, strict=True):
+            if spec.name not in writer.finished:
+                writer.write(spec.name, chunks)
+
+
+def _write_all(file: BinaryIO, view: memoryview) -> None:
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the file for this process, where the system can; False if another has it."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            _log.debug("this file system has no locks")
+    return True
+
+
+def _is_file(file: BinaryIO, path: Path) -> bool:
+    """Whether `path` still names the open file (another writer may have renamed it)."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _fsync_folder(folder: Path) -> None:
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Generation of text: requests, batches, streams, and `Llama`, which users hold."""

@@ -1,0 +1,143 @@
+"""Runs requests together: one ragged step and one call of the sampler per turn."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2q import _core
+from llama2q.engine import Engine
+from llama2q.errors import KvCacheFullError
+from llama2q.generate.completion import Chunk
+from llama2q.generate.request import Request
+
+PROMPT_TOKENS_PER_STEP = 512
+"""Most prompt tokens fed in one step, over all requests."""
+
+
+class Batch:
+    """Requests that share steps. What a request gives does not depend on its neighbours."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        cancel: _core.CancelFlag,
+        *,
+        finishes: bool,
+    ) -> None:
+        """Queue the requests.
+
+        Parameters
+        ----------
+        engine : Engine
+        requests : sequence of Request
+            Started in this order, as blocks are free.
+        cancel : CancelFlag
+            Stops a step between two layers.
+        finishes : bool
+            The caller runs the batch to its end without pause, so others may wait for its blocks.
+        """
+        self._engine = engine
+        self._cancel = cancel
+        self._finishes = finishes
+        self._waiting = deque(requests)
+        self._running: list[Request] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request has ended."""
+        return not self._waiting and not self._running
+
+    def step(self) -> list[tuple[Request, Chunk]]:
+        """Take one turn; return the new text of the requests that have some.
+
+        Raises
+        ------
+        KvCacheFullError
+            If no request is running and the next one's blocks are held by idle owners.
+        CancelledError
+            If the cancel flag was set.
+        """
+        self._admit()
+        requests, spans = [], []
+        budget = PROMPT_TOKENS_PER_STEP
+        for request in self._running:
+            if request.is_decoding:
+                span = request.span(1)
+            elif budget:
+                span = request.span(budget)
+                budget -= len(span.token_ids)
+            else:
+                continue
+            requests.append(request)
+            spans.append(span)
+        logits = self._engine.forward(spans, self._cancel)
+        ready = [
+            request for request, span in zip(requests, spans, strict=True) if request.fed(span)
+        ]
+        if not ready:
+            return []
+        tokens = sample(logits, ready, self._engine.isa)
+        chunks = []
+        for request, token in zip(ready, tokens.tolist(), strict=True):
+            chunk = request.accept(token)
+            if chunk is not None:
+                chunks.append((request, chunk))
+                if chunk.finish_reason is not None:
+                    request.release()
+                    self._running.remove(request)
+        return chunks
+
+    def release(self) -> None:
+        """Give back the blocks of whatever is still running; nothing can be run after."""
+        for request in self._running:
+            request.release()
+        self._running.clear()
+        self._waiting.clear()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            try:
+                # Waiting is only safe while this batch holds nothing that others wait for.
+                self._waiting[0].admit(
+                    wait=not self._running,
+                    finishes=self._finishes,
+                    cancelled=self._cancel.is_set,
+                )
+            except KvCacheFullError:
+                if not self._running:
+                    raise
+                return
+            self._running.append(self._waiting.popleft())
+
+
+def sample(logits: NDArray[np.float32], requests: Sequence[Request], isa: str) -> NDArray[np.int32]:
+    """Draw the next token of each request.
+
+    Parameters
+    ----------
+    logits : float32, (n_requests, vocab_size)
+    requests : sequence of Request
+    isa : str
+        Instruction set; all give the same tokens.
+
+    Returns
+    -------
+    int32, (n_requests,)
+    """
+    params = [request.params for request in requests]
+    return _core.sample(
+        logits,
+        np.array([p.temperature for p in params], np.float32),
+        np.array([p.top_p for p in params], np.float32),
+        np.array([p.top_k for p in params], np.int32),
+        np.array([p.min_p for p in params], np.float32),
+        np.array([request.seed for request in requests], np.uint64),
+        np.zeros(len(requests), np.int32),
+        np.array([request.position for request in requests], np.int32),
+        isa,
+    )

@@ -1,0 +1,101 @@
+"""What a generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written.
+
+    Parameters
+    ----------
+    prompt_tokens : int
+        Tokens of the prompt, BOS included.
+    completion_tokens : int
+        Tokens in `Completion.token_ids`.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        """Sum of both."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall time; in a batch, the time of the neighbours is in it.
+
+    Parameters
+    ----------
+    prompt_seconds : float
+        From the start of the first step to the first new token.
+    decode_seconds : float
+        From the first new token to the last.
+    prompt_tokens_per_second, tokens_per_second : float
+        Speed of reading the prompt and of writing; 0 where nothing was measured.
+    """
+
+    prompt_seconds: float
+    decode_seconds: float
+    prompt_tokens_per_second: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished generation.
+
+    Parameters
+    ----------
+    text : str
+        The text that follows the prompt's: `decode(prompt_ids + token_ids)` less the text that was
+        complete with the prompt, up to the stop string, which is left out. A leading space is
+        there unless the prompt has no text.
+    token_ids : tuple of int
+        All ids generated, those of the stop string too; without the end-of-text id and without an
+        id of `stop_token_ids`.
+    finish_reason : {"stop", "length", "abort"}
+        "stop": end of text, stop string or stop id. "length": max_tokens or the context reached.
+        "abort": the stream was closed, or failed, before its end; `text` is what was streamed.
+    stop_reason : str, int or None
+        The stop string or the id of `stop_token_ids` that ended it; None for the model's own end.
+    usage : Usage
+    timings : Timings
+    seed : int
+        Seed given or drawn; the same seed gives the same text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    usage: Usage
+    timings: Timings
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream: new text, and all ids generated since the last chunk.
+
+    Parameters
+    ----------
+    text : str
+        Whole characters; empty at most in the last chunk.
+    token_ids : tuple of int
+        Ids since the last chunk.
+    finish_reason : {"stop", "length"} or None
+        Set in the last chunk.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None

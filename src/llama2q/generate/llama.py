@@ -1,0 +1,239 @@
+"""`Llama`: a loaded model, as users hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeAlias, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2q import _core
+from llama2q.config import ModelConfig
+from llama2q.engine import Engine, KvChoice, Span
+from llama2q.errors import ContextLengthError, InvalidArgumentError
+from llama2q.generate.batch import Batch
+from llama2q.generate.completion import Completion
+from llama2q.generate.request import Request
+from llama2q.generate.stream import Stream
+from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.sampling import SamplingParams
+from llama2q.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Sequence[int]
+"""Text, which gets a BOS in front, or token ids, which are taken as they are."""
+
+ROWS_PER_SLICE = 256
+"""Rows of logits computed at a time, so that they need little memory beside the result."""
+
+
+class Llama:
+    """A loaded model. Calls are safe from any thread; a context manager closes it."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Use `llama2q.load`, which makes the engine."""
+        self._engine = engine
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def __repr__(self) -> str:
+        """Name the file and the context."""
+        return f"<Llama {self._engine.file.path}, n_ctx {self.n_ctx}, KV {self._engine.kv_dtype}>"
+
+    def close(self) -> None:
+        """Free the KV cache and the map of the file; running calls end with ClosedError."""
+        self._engine.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below: sequences and the forward call."""
+        return self._engine
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's hyperparameters."""
+        return self._engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file."""
+        return self._engine.tokenizer
+
+    @property
+    def n_ctx(self) -> int:
+        """Most tokens of prompt and completion together."""
+        return self._engine.n_ctx
+
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], params: SamplingParams | None = None, **sampling: Any
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Completion | list[Completion]:
+        """Continue a prompt, or each prompt of a list.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or sequence of those
+            A string gets a BOS in front; ids are taken as they are. The prompts of a list run
+            together, which changes no result: each gives what it gives alone with the same seed.
+        params : SamplingParams or None
+            None takes the defaults.
+        **sampling
+            Fields of SamplingParams, which replace those of `params`.
+
+        Returns
+        -------
+        Completion or list of Completion
+            A list for a list.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a prompt is empty, an id outside the vocabulary, a setting outside its range.
+        ContextLengthError
+            If a prompt leaves no room for a token in the context. What `max_tokens` asks for
+            beyond the room is not generated: finish_reason is then "length".
+        KvCacheFullError
+            If open streams hold the KV cache.
+        """
+        settings = SamplingParams.of(params, sampling)
+        single = _is_prompt(prompt)
+        prompts = cast(Sequence[Prompt], [prompt] if single else prompt)
+        requests = [Request(self._engine, self._ids_of(p), settings) for p in prompts]
+        batch = Batch(self._engine, requests, _core.CancelFlag(), finishes=True)
+        try:
+            while not batch.is_done:
+                batch.step()
+        finally:
+            batch.release()
+        completions = [request.completion() for request in requests]
+        return completions[0] if single else completions
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
+    ) -> Stream:
+        """Continue one prompt, text chunk by text chunk; see `generate` for the parameters."""
+        settings = SamplingParams.of(params, sampling)
+        if not _is_prompt(prompt):
+            raise InvalidArgumentError("stream takes one prompt; pass a list to generate()")
+        return Stream(self._engine, Request(self._engine, self._ids_of(prompt), settings))
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return what the model expects after each token.
+
+        Parameters
+        ----------
+        token_ids : sequence of int
+            One text from its start; no BOS is added.
+
+        Returns
+        -------
+        float32, (n_tokens, vocab_size)
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is no token or an id is outside the vocabulary.
+        ContextLengthError
+            If there are more tokens than the context holds.
+        """
+        engine = self._engine
+        engine.check_open()
+        engine.check_ids(token_ids)
+        n_tokens = len(token_ids)
+        if n_tokens > engine.n_ctx:
+            raise ContextLengthError(f"{n_tokens} tokens; the context holds {engine.n_ctx}")
+        rows = np.empty((n_tokens, engine.config.vocab_size), np.float32)
+        sequence = CachedSequence(engine.pool, n_tokens, wait=True, finishes=True)
+        try:
+            for start in range(0, n_tokens, ROWS_PER_SLICE):
+                part = token_ids[start : start + ROWS_PER_SLICE]
+                rows[start : start + len(part)] = engine.forward([Span(sequence, part, len(part))])
+        finally:
+            sequence.release()
+        return rows
+
+    def _ids_of(self, prompt: Prompt) -> Sequence[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+
+def _is_prompt(prompt: Any) -> bool:
+    """Tell one prompt from a list of prompts; an empty list is an empty prompt.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is neither.
+    """
+    if isinstance(prompt, str):
+        return True
+    if not _is_list(prompt):
+        raise InvalidArgumentError(
+            f"the prompt is a {type(prompt).__name__}; expected a string, a list of token ids, or "
+            "a list of those"
+        )
+    are_prompts = [isinstance(item, str) or _is_list(item) for item in prompt]
+    if any(are_prompts) and not all(are_prompts):
+        item = prompt[are_prompts.index(False)]
+        raise InvalidArgumentError(
+            f"a prompt of the list is {item!r:.80}; expected a string or a list of token ids"
+        )
+    return not any(are_prompts)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(
+        value, (str, bytes, bytearray, memoryview)
+    )
+
+
+def load(
+    path: str | Path,
+    *,
+    n_ctx: int | None = None,
+    kv_dtype: KvChoice = "auto",
+    n_threads: int | None = None,
+) -> Llama:
+    """Load a model file; the weights are mapped, not read.
+
+    Parameters
+    ----------
+    path : str or Path
+        A `.l2q` file, as `llama2q.convert` writes it.
+    n_ctx : int or None
+        Most tokens of prompt and completion together; None takes the model's own.
+    kv_dtype : {"auto", "f32", "f16", "int8"}
+        Type of the KV cache. "auto": f32 for an unquantized model; else f16 where weights and
+        cache fit the available memory, else int8. The choice is logged.
+    n_threads : int or None
+        Computing threads; None takes the physical cores that this process may use.
+
+    Returns
+    -------
+    Llama
+        A context manager.
+
+    Raises
+    ------
+    FormatError
+        If the file is not a sound `.l2q` file.
+    InvalidArgumentError
+        If an argument is outside its range.
+    """
+    return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads))

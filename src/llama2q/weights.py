@@ -1,0 +1,80 @@
+"""Builds the C++ core's model from an open `.l2q` file: arrays of the map, nothing copied."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2q import _core
+from llama2q.format.layout import INV_FREQ
+from llama2q.format.reader import L2qFile
+from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
+from llama2q.quant import GRIDS
+
+
+def build_model(
+    file: L2qFile,
+    *,
+    kv_dtype: _core.KvDtype,
+    n_blocks: int,
+    n_threads: int | None = None,
+    isa: str | None = None,
+) -> _core.Model:
+    """Hand every tensor of a file to the core.
+
+    Parameters
+    ----------
+    file : L2qFile
+        Stays open while the model lives.
+    kv_dtype : {"f32", "f16", "int8"}
+        Type of the KV cache.
+    n_blocks : int
+        Blocks of the KV cache.
+    n_threads : int or None
+        Computing threads; None takes the physical cores that this process may use.
+    isa : str or None
+        Instruction set; None takes LLAMA2Q_ISA or the fastest.
+    """
+    config = file.config
+    layers: list[dict[str, _core.Matrix | NDArray[np.float32]]] = []
+    for i in range(config.n_layers):
+        layer: dict[str, _core.Matrix | NDArray[np.float32]] = {
+            norm: file.array(f"layers.{i}.{norm}.weight") for norm in ("attention_norm", "ffn_norm")
+        }
+        for name in LAYER_MATRICES:
+            layer[name.split(".")[1]] = _matrix(file, f"layers.{i}.{name}")
+        layers.append(layer)
+    return _core.Model(
+        config=config.to_dict(),
+        tok_embeddings=_embedding(file),
+        layers=layers,
+        norm=file.array("norm.weight"),
+        output=_matrix(file, OUTPUT),
+        inv_freq=file.array(INV_FREQ),
+        kv_dtype=kv_dtype,
+        n_blocks=n_blocks,
+        n_threads=n_threads,
+        isa=isa,
+    )
+
+
+def _matrix(file: L2qFile, name: str) -> _core.Matrix:
+    """Return a matrix in bands; w1 and w3 together are one of twice the bands."""
+    spec = file.matrix(name)
+    arrays = [file.array(tensor.name) for tensor in spec.tensors()]
+    rows = spec.rows if len(spec.sources) == 1 else arrays[0].shape[0] * _core.BAND_ROWS
+    if len(arrays) == 1:
+        return _core.Matrix.dense(arrays[0], rows, spec.cols)
+    codes, scales = arrays
+    if spec.stored.grid is not None:
+        grid = np.array(GRIDS[spec.stored.grid], np.int8)
+        return _core.Matrix.int4(codes, scales, grid, rows, spec.cols)
+    return _core.Matrix.int8(codes, scales, rows, spec.cols)
+
+
+def _embedding(file: L2qFile) -> _core.Embedding:
+    """Return the embedding table, row by row."""
+    arrays = [file.array(tensor.name) for tensor in file.matrix(EMBEDDINGS).tensors()]
+    if len(arrays) == 1:
+        return _core.Embedding.dense(arrays[0])
+    return _core.Embedding.int8(arrays[0], arrays[1])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from teeth.mutants import NATIVE, PYTHON, Mutant
-from teeth.workbench import Edit, Workbench
 
 from llama2q import _core
+from teeth.workbench import Edit, Workbench
 
 PROJECT = Path(__file__).resolve().parents[1]
 ISAS = [name for name in ("scalar", "avx2", "avx512vnni") if name in _core.isas()]

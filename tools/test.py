@@ -19,6 +19,8 @@ import own_venv
 ROOT = own_venv.ROOT
 BIN = own_venv.PYTHON.parent
 WERROR_BUILD = ROOT / "build" / "werror"
+NO_TESTS = 5
+"""pytest's exit code when it finds none."""
 BUILD_TOOLS = ("cmake>=3.18", "ninja", "pybind11>=2.13")
 
 
@@ -103,6 +105,9 @@ def print_left_out() -> None:
         text=True,
         check=False,
     )
+    if result.returncode not in (0, NO_TESTS):
+        print("left out: unknown, since pytest could not list the slow tests")
+        return
     names = [line.split("[")[0] for line in result.stdout.splitlines() if "::" in line]
     if not names:
         print("left out: nothing")

@@ -10,7 +10,9 @@ from typing import Any
 
 from llama2q.errors import InvalidArgumentError
 
+# The sampler computes in float32.
 _FLOAT32_MAX = 3.4028234663852886e38
+_FLOAT32_TINY = 1.1754943508222875e-38
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,10 @@ class SamplingParams:
         """Check every field, and bring numbers and sequences to one type."""
         self._set("temperature", _real("temperature", self.temperature, 0.0, _FLOAT32_MAX))
         self._set("top_p", _real("top_p", self.top_p, 0.0, 1.0))
-        if self.top_p == 0.0:
+        if self.top_p < _FLOAT32_TINY:
             raise InvalidArgumentError(
-                "top_p is 0.0; expected a number above 0, at most 1 (temperature=0 is greedy)"
+                f"top_p is {self.top_p}; expected a number above 0, at most 1 "
+                "(temperature=0 is greedy)"
             )
         self._set("min_p", _real("min_p", self.min_p, 0.0, 1.0))
         self._set("top_k", _integer("top_k", self.top_k, 0, 2**31, hint="0 is off"))

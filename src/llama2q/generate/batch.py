@@ -93,8 +93,9 @@ class Batch:
         return chunks
 
     def release(self) -> None:
-        """Give back the blocks of whatever is still running; nothing can be run after."""
-        for request in self._running:
+        """Give back the blocks of whatever has not ended; nothing can be run after."""
+        # An interrupt may have come between a request's admission and its move to `_running`.
+        for request in (*self._running, *self._waiting):
             request.release()
         self._running.clear()
         self._waiting.clear()

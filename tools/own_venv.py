@@ -1,0 +1,123 @@
+"""The project's own virtual environment, for tools that start with nothing but Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+_STAMP = VENV / "llama2q-installed.json"
+_SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "csrc", "src")
+
+
+def is_inside() -> bool:
+    """Whether this Python is that of the environment."""
+    return Path(sys.prefix).resolve() == VENV
+
+
+def ensure(*, extras: Sequence[str] = (), tools: Sequence[str] = ()) -> None:
+    """Make the environment and install the project, if it is not there or has changed.
+
+    Parameters
+    ----------
+    extras : sequence of str
+        Optional dependencies of the project.
+    tools : sequence of str
+        More requirements, as pip takes them.
+
+    Raises
+    ------
+    SystemExit
+        If it cannot be made; what went wrong is on stderr.
+    """
+    if not _works():
+        _create()
+    sources = _hash_of_sources()
+    wanted = {*extras, *tools}
+    if _is_installed(sources, wanted):
+        return
+    _STAMP.unlink(missing_ok=True)
+    project = str(ROOT) + (f"[{','.join(extras)}]" if extras else "")
+    print("installing llama2q into .venv (compiles the C++ core: a minute or two)", flush=True)
+    _run(
+        [
+            *(str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            project,
+            *tools,
+        ],
+        "the installation failed; a C++20 compiler (g++ 11 or newer, or clang++) and access to "
+        "PyPI are needed",
+    )
+    stamp = {"sources": sources, "extras": sorted(wanted)}
+    _STAMP.write_text(json.dumps(stamp), encoding="utf-8")
+
+
+def _works() -> bool:
+    """Whether the environment exists and its Python runs."""
+    try:
+        probe = subprocess.run(
+            [str(PYTHON), "-c", "import pip"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0
+
+
+def _create() -> None:
+    if VENV.exists():
+        print("rebuilding .venv, which does not work any more", flush=True)
+        shutil.rmtree(VENV)
+    else:
+        print("creating .venv", flush=True)
+    _run(
+        [sys.executable, "-m", "venv", str(VENV)],
+        "Python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv",
+    )
+
+
+def _run(command: Sequence[str], hint: str) -> None:
+    """Run a command; show its output only if it fails."""
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        print(result.stdout + result.stderr, file=sys.stderr)
+        raise SystemExit(hint)
+
+
+def _is_installed(sources: str, wanted: set[str]) -> bool:
+    """Whether these sources are installed, with at least these extras."""
+    try:
+        stamp = json.loads(_STAMP.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stamp["sources"] == sources and wanted <= set(stamp["extras"]))
+
+
+def _hash_of_sources() -> str:
+    digest = hashlib.sha256()
+    for path in _files(ROOT / name for name in _SOURCES):
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(roots: Iterable[Path]) -> list[Path]:
+    """List all files below the roots, without compiled Python."""
+    found: list[Path] = []
+    for root in roots:
+        found += [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
+        found += [root] if root.is_file() else []
+    return sorted(path for path in found if path.suffix not in (".pyc", ".so"))

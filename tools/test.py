@@ -1,0 +1,115 @@
+"""Runs every check of the project: style, types, warnings, tests.
+
+Run it as `python3 tools/test.py`; `--all` also runs the tests that are marked slow. It needs Python
+3.11 or newer and a C++20 compiler, and fails if any check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import own_venv
+
+ROOT = own_venv.ROOT
+BIN = own_venv.PYTHON.parent
+WERROR_BUILD = ROOT / "build" / "werror"
+BUILD_TOOLS = ("cmake>=3.18", "ninja", "pybind11>=2.13")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
+    run_all = bool(parser.parse_args().all)
+    own_venv.ensure(extras=("test",), tools=BUILD_TOOLS)
+    steps: list[tuple[str, Callable[[], int]]] = [
+        ("ruff check", lambda: tool("ruff", "check", ".")),
+        ("ruff format", lambda: tool("ruff", "format", "--check", ".")),
+        ("clang-format", clang_format),
+        ("mypy --strict", lambda: tool("mypy")),
+        ("C++ warnings are errors", build_werror),
+        ("pytest", lambda: pytest(run_all)),
+    ]
+    results = []
+    for name, step in steps:
+        print(f"\n== {name}", flush=True)
+        started = time.monotonic()
+        code = step()
+        results.append((name, code, time.monotonic() - started))
+    print("\n== summary")
+    for name, code, seconds in results:
+        print(f"{'ok' if code == 0 else 'FAILED':<7} {name} ({seconds:.0f} s)")
+    if not run_all:
+        print_left_out()
+    return int(any(code for _, code, _ in results))
+
+
+def run(command: Sequence[str | Path]) -> int:
+    """Run a command in the project's root and return its exit code."""
+    return subprocess.run(
+        [str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, check=False
+    ).returncode
+
+
+def tool(name: str, *arguments: str | Path) -> int:
+    """Run a program of the environment."""
+    return run([BIN / name, *arguments])
+
+
+def clang_format() -> int:
+    """Check the form of all C++ text."""
+    files = sorted(
+        path
+        for suffix in ("*.h", "*.cpp", "*.cu", "*.cuh")
+        for path in (ROOT / "csrc").rglob(suffix)
+    )
+    return tool("clang-format", "--dry-run", "--Werror", *files)
+
+
+def build_werror() -> int:
+    """Compile the core with warnings as errors."""
+    cmake_dir = subprocess.run(
+        [str(own_venv.PYTHON), "-m", "pybind11", "--cmakedir"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    return tool(
+        "cmake",
+        *("-S", ROOT, "-B", WERROR_BUILD, "-G", "Ninja", "-DLLAMA2Q_WERROR=ON"),
+        f"-DCMAKE_MAKE_PROGRAM={BIN / 'ninja'}",
+        f"-DPython_EXECUTABLE={own_venv.PYTHON}",
+        f"-Dpybind11_DIR={cmake_dir}",
+    ) or tool("cmake", "--build", WERROR_BUILD)
+
+
+def pytest(run_all: bool) -> int:
+    """Run the tests."""
+    return run([own_venv.PYTHON, "-m", "pytest", "-q", *([] if run_all else ["-m", "not slow"])])
+
+
+def print_left_out() -> None:
+    """Name the tests that only --all runs."""
+    result = subprocess.run(
+        [str(own_venv.PYTHON), "-m", "pytest", "-q", "--collect-only", "-m", "slow"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    names = [line.split("[")[0] for line in result.stdout.splitlines() if "::" in line]
+    if not names:
+        print("left out: nothing")
+    for name, count in Counter(names).items():
+        cases = f" ({count} cases)" if count > 1 else ""
+        print(f"left out, run by --all: {name}{cases}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -125,6 +125,27 @@ struct Avx2 {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  // Adds lanes i and i + 8, i + 4, i + 2, i + 1 of eight vectors at a time, in tree16's order,
+  // while it packs them: each step halves the lanes per vector and the vectors.
+  static __m256 tree_of_eight(const F* x) {
+    __m256 four[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 a = _mm256_add_ps(x[2 * i].low, x[2 * i].high);
+      const __m256 b = _mm256_add_ps(x[2 * i + 1].low, x[2 * i + 1].high);
+      four[i] =
+          _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    __m256 two[2];
+    for (int i = 0; i < 2; ++i) {
+      const __m256 a = four[2 * i], b = four[2 * i + 1];
+      two[i] = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    }
+    const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x88),
+                                     _mm256_shuffle_ps(two[0], two[1], 0xdd));
+    // Its lanes are vectors 0 2 4 6 | 1 3 5 7.
+    return _mm256_permutevar8x32_ps(one, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
+  static F tree16_each(const F (&x)[16]) { return {tree_of_eight(x), tree_of_eight(x + 8)}; }
   static float max_lanes(F x) {
     const __m256 eight = _mm256_max_ps(x.low, x.high);
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -50,6 +50,10 @@ struct Avx512Vnni {
   static F load_bf16_partial(const uint16_t* p, int64_t n) {
     return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
   }
+  static F load_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static F load_int8_partial(const int8_t* p, int64_t n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
   }
@@ -92,6 +96,28 @@ struct Avx512Vnni {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  // Adds lanes i and i + 8, i + 4, i + 2, i + 1 of sixteen vectors in tree16's order while it packs
+  // them: each step halves the lanes per vector and the vectors.
+  static F tree16_each(const F (&x)[16]) {
+    __m512 eight[8], four[4], two[2];
+    for (int i = 0; i < 8; ++i) {
+      const __m512 a = x[2 * i], b = x[2 * i + 1];
+      eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512 a = eight[2 * i], b = eight[2 * i + 1];
+      four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    for (int i = 0; i < 2; ++i) {
+      const __m512 a = four[2 * i], b = four[2 * i + 1];
+      two[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    const __m512 one = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88),
+                                     _mm512_shuffle_ps(two[0], two[1], 0xdd));
+    // Lane 4 * i + j is vector i + 4 * j.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_ps(order, one);
   }
   static float max_lanes(F x) {
     const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

@@ -60,6 +60,7 @@ struct Scalar {
   static F load_bf16_partial(const uint16_t* p, int64_t n) {
     return make([=](int i) { return i < n ? bf16_to_f32(p[i]) : 0.0f; });
   }
+  static F load_int8(const int8_t* p) { return load_int8_partial(p, 16); }
   static F load_int8_partial(const int8_t* p, int64_t n) {
     return make([=](int i) { return i < n ? static_cast<float>(p[i]) : 0.0f; });
   }
@@ -136,6 +137,10 @@ struct Scalar {
       for (int i = 0; i < half; ++i) x.lane[i] += x.lane[i + half];
     }
     return x.lane[0];
+  }
+  // Lane i of the result is tree16(x[i]).
+  static F tree16_each(const F (&x)[16]) {
+    return make([&](int i) { return tree16(x[i]); });
   }
   static float max_lanes(F x) {
     float largest = x.lane[0];

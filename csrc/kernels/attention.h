@@ -18,6 +18,7 @@ template <class V>
 struct CacheF32 {
   static constexpr bool kScaled = false;
   using Element = float;
+  static typename V::F load(const float* p) { return V::load(p); }
   static typename V::F load(const float* p, int64_t n) { return V::load_partial(p, n); }
   static bool store(const float* x, int64_t n, float* row, uint16_t*) {
     for (int64_t i = 0; i < n; i += 16) {
@@ -31,6 +32,7 @@ template <class V>
 struct CacheF16 {
   static constexpr bool kScaled = false;
   using Element = uint16_t;
+  static typename V::F load(const uint16_t* p) { return V::load_f16(p); }
   static typename V::F load(const uint16_t* p, int64_t n) { return V::load_f16_partial(p, n); }
   static bool store(const float* x, int64_t n, uint16_t* row, uint16_t*) {
     for (int64_t i = 0; i < n; i += 16) {
@@ -45,6 +47,7 @@ template <class V>
 struct CacheInt8 {
   static constexpr bool kScaled = true;
   using Element = int8_t;
+  static typename V::F load(const int8_t* p) { return V::load_int8(p); }
   static typename V::F load(const int8_t* p, int64_t n) { return V::load_int8_partial(p, n); }
   static bool store(const float* x, int64_t n, int8_t* row, uint16_t* scale) {
     const float amax = bits_float(magnitude_bits<V>(x, n));
@@ -105,19 +108,44 @@ bool append(const AppendArgs& args, int64_t token) noexcept {
   }
 }
 
+// sums[i] = 16 lanes of the products of q with key i, d ascending; the keys stand side by side so
+// that their chains of fma overlap. kWhole: head_dim is a multiple of 16.
+template <class V, class Cache, bool kWhole, int kKeys>
+void dot_keys(const typename Cache::Element* k, const float* q, int64_t head_dim,
+              typename V::F* sums) {
+  typename V::F acc[kKeys];
+  for (int i = 0; i < kKeys; ++i) acc[i] = V::broadcast(0.0f);
+  for (int64_t d = 0; d < head_dim; d += 16) {
+    const int64_t n = head_dim - d;
+    const typename V::F part = kWhole ? V::load(q + d) : V::load_partial(q + d, n);
+    for (int i = 0; i < kKeys; ++i) {
+      const typename Cache::Element* key = k + i * head_dim + d;
+      acc[i] = V::fma(part, kWhole ? Cache::load(key) : Cache::load(key, n), acc[i]);
+    }
+  }
+  for (int i = 0; i < kKeys; ++i) sums[i] = acc[i];
+}
+
 // s[key] = tree16(fma over d) * c, with c = scale [* k_scale]. Absent keys of the last lanes: -inf.
-template <class V, class Cache>
+template <class V, class Cache, bool kWhole>
 void block_scores(const typename Cache::Element* k, const uint16_t* k_scales, const float* q,
                   int64_t head_dim, int64_t n_keys, float scale, float* scores) {
-  for (int64_t key = 0; key < n_keys; ++key, k += head_dim) {
-    typename V::F sum = V::broadcast(0.0f);
-    for (int64_t d = 0; d < head_dim; d += 16) {
-      sum = V::fma(V::load_partial(q + d, head_dim - d), Cache::load(k + d, head_dim - d), sum);
+  for (int64_t first = 0; first < n_keys; first += 16) {
+    const int64_t present = n_keys - first < 16 ? n_keys - first : 16;
+    typename V::F sums[16];
+    int64_t i = 0;
+    for (; i + 4 <= present; i += 4) {
+      dot_keys<V, Cache, kWhole, 4>(k + (first + i) * head_dim, q, head_dim, sums + i);
     }
-    const float c = Cache::kScaled ? f16_to_f32(k_scales[key]) * scale : scale;
-    scores[key] = V::tree16(sum) * c;
+    for (; i < present; ++i) {
+      dot_keys<V, Cache, kWhole, 1>(k + (first + i) * head_dim, q, head_dim, sums + i);
+    }
+    for (; i < 16; ++i) sums[i] = V::broadcast(0.0f);
+    typename V::F c = V::broadcast(scale);
+    if (Cache::kScaled) c = V::mul(V::load_f16_partial(k_scales + first, present), c);
+    const typename V::F s = V::mul(V::tree16_each(sums), c);
+    V::store(scores + first, V::fill_absent(s, present, -__builtin_inff()));
   }
-  for (int64_t key = n_keys; key % 16 != 0; ++key) scores[key] = -__builtin_inff();
 }
 
 // Running state of one query head within a chunk.
@@ -126,9 +154,28 @@ struct Softmax {
   float l;  // sum of exp(s - m)
 };
 
+// acc[d ...] = acc * r, then fma(weight, v, acc), keys ascending, for kParts times 16 columns side
+// by side. v points to column d of the first key.
+template <class V, class Cache, bool kWhole, int kParts>
+void add_values(const typename Cache::Element* v, const float* weights, int64_t head_dim,
+                int64_t n_keys, int64_t d, typename V::F rescale, float* acc) {
+  const int64_t n = head_dim - d;  // with kParts > 1 all columns are present
+  typename V::F value[kParts];
+  for (int i = 0; i < kParts; ++i) {
+    value[i] = V::mul(V::load_partial(acc + d + 16 * i, n - 16 * i), rescale);
+  }
+  for (int64_t key = 0; key < n_keys; ++key, v += head_dim) {
+    const typename V::F weight = V::broadcast(weights[key]);
+    for (int i = 0; i < kParts; ++i) {
+      value[i] = V::fma(weight, kWhole ? Cache::load(v + 16 * i) : Cache::load(v, n), value[i]);
+    }
+  }
+  for (int i = 0; i < kParts; ++i) V::store_partial(acc + d + 16 * i, value[i], n - 16 * i);
+}
+
 // Adds a block of keys: m' = max(m, block maximum), r = exp(m - m'), p = exp(s - m'),
 // l = fma(l, r, tree16(p)), acc = acc * r, then fma(p [* v_scale], v, acc), keys ascending.
-template <class V, class Cache>
+template <class V, class Cache, bool kWhole>
 void add_block(const typename Cache::Element* v, const uint16_t* v_scales, int64_t head_dim,
                int64_t n_keys, float* scores, Softmax& state, float* acc) {
   using F = typename V::F;
@@ -149,13 +196,12 @@ void add_block(const typename Cache::Element* v, const uint16_t* v_scales, int64
     for (int64_t key = 0; key < n_keys; ++key) scores[key] *= f16_to_f32(v_scales[key]);
   }
   const F rescale = V::broadcast(r);
-  for (int64_t d = 0; d < head_dim; d += 16) {
-    F value = V::mul(V::load_partial(acc + d, head_dim - d), rescale);
-    const typename Cache::Element* row = v + d;
-    for (int64_t key = 0; key < n_keys; ++key, row += head_dim) {
-      value = V::fma(V::broadcast(scores[key]), Cache::load(row, head_dim - d), value);
-    }
-    V::store_partial(acc + d, value, head_dim - d);
+  int64_t d = 0;
+  for (; kWhole && d + 64 <= head_dim; d += 64) {
+    add_values<V, Cache, kWhole, 4>(v + d, scores, head_dim, n_keys, d, rescale, acc);
+  }
+  for (; d < head_dim; d += 16) {
+    add_values<V, Cache, kWhole, 1>(v + d, scores, head_dim, n_keys, d, rescale, acc);
   }
 }
 
@@ -176,7 +222,7 @@ void fold_chunk(const Softmax& b, const float* acc_b, int64_t head_dim, Softmax&
 }
 
 // Scratch: per query head acc [head_dim] and total [head_dim], the two states, scores [64].
-template <class V, class Cache>
+template <class V, class Cache, bool kWhole>
 void attend_typed(const AttentionArgs& args, int64_t token, int64_t kv_head, float* scratch) {
   const KvLayerView& cache = args.cache;
   const int64_t head_dim = cache.head_dim;
@@ -207,8 +253,10 @@ void attend_typed(const AttentionArgs& args, int64_t token, int64_t kv_head, flo
       const uint16_t* k_scales = Cache::kScaled ? cache.k_scales + row : nullptr;
       const uint16_t* v_scales = Cache::kScaled ? cache.v_scales + row : nullptr;
       for (int64_t h = 0; h < group; ++h) {
-        block_scores<V, Cache>(k, k_scales, q + h * head_dim, head_dim, keys, args.scale, scores);
-        add_block<V, Cache>(v, v_scales, head_dim, keys, scores, states[h], sums + h * head_dim);
+        block_scores<V, Cache, kWhole>(k, k_scales, q + h * head_dim, head_dim, keys, args.scale,
+                                       scores);
+        add_block<V, Cache, kWhole>(v, v_scales, head_dim, keys, scores, states[h],
+                                    sums + h * head_dim);
       }
     }
     if (first == 0) continue;
@@ -224,15 +272,24 @@ void attend_typed(const AttentionArgs& args, int64_t token, int64_t kv_head, flo
   }
 }
 
+template <class V, class Cache>
+void attend_in(const AttentionArgs& args, int64_t token, int64_t kv_head, float* scratch) {
+  if (args.cache.head_dim % 16 == 0) {
+    attend_typed<V, Cache, true>(args, token, kv_head, scratch);
+  } else {
+    attend_typed<V, Cache, false>(args, token, kv_head, scratch);
+  }
+}
+
 template <class V>
 void attend(const AttentionArgs& args, int64_t token, int64_t kv_head, float* scratch) noexcept {
   switch (args.cache.type) {
     case KvType::kF32:
-      return attend_typed<V, CacheF32<V>>(args, token, kv_head, scratch);
+      return attend_in<V, CacheF32<V>>(args, token, kv_head, scratch);
     case KvType::kF16:
-      return attend_typed<V, CacheF16<V>>(args, token, kv_head, scratch);
+      return attend_in<V, CacheF16<V>>(args, token, kv_head, scratch);
     case KvType::kInt8:
-      return attend_typed<V, CacheInt8<V>>(args, token, kv_head, scratch);
+      return attend_in<V, CacheInt8<V>>(args, token, kv_head, scratch);
   }
 }
 

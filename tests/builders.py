@@ -57,12 +57,14 @@ def dense_matrix(rng: np.random.Generator, rows: int, cols: int, dtype: str = "f
 def quantized_matrix(
     rng: np.random.Generator, rows: int, cols: int, group_size: int, grid: Array | None
 ) -> Quantized:
-    """Random codes; scales of either sign, of about 1 / (60 sqrt(cols)) on the grid's scale."""
+    """Random codes; scales of either sign, such that elements have variance about 1 / cols."""
     if grid is None:
         values = rng.integers(-127, 128, (rows, cols)).astype(np.int8)
+        deviation = 255 / np.sqrt(12)
     else:
         values = grid[rng.integers(0, 16, (rows, cols))]
-    size = 1 / (np.sqrt(cols) * np.std(values.astype(np.float64)))
+        deviation = np.std(grid.astype(np.float64))
+    size = 1 / (np.sqrt(cols) * deviation)
     shape = rows, -(-cols // group_size)
     scales = size * rng.uniform(0.7, 1.3, shape) * rng.choice([-1.0, 1.0], shape)
     return Quantized(values, scales.astype(np.float16), group_size, grid)

@@ -147,7 +147,7 @@ class Float64Ops:
         y = x @ w.T
         if self.noise is _no_noise:
             return y
-        return self.noise(y, np.abs(x) @ np.abs(w).T, roundings)
+        return self.noise(y, np.abs(x) @ matrix.magnitude.T, roundings)
 
     def rope(self, x: Array, positions: Array, inv_freq: Array) -> Array:
         angle = positions.astype(np.float64)[:, None, None] * inv_freq

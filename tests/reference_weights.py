@@ -57,6 +57,10 @@ class Dense:
     def float64(self) -> Array:
         return self.values.astype(np.float64)
 
+    @cached_property
+    def magnitude(self) -> Array:
+        return np.abs(self.float64)
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -80,6 +84,10 @@ class Quantized:
     def float64(self) -> Array:
         scales = np.repeat(self.scales.astype(np.float64), self.group_size, axis=1)
         return self.values.astype(np.float64) * scales[:, : self.values.shape[1]]
+
+    @cached_property
+    def magnitude(self) -> Array:
+        return np.abs(self.float64)
 
 
 Matrix: TypeAlias = Dense | Quantized

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from teeth.mutants import NATIVE, PYTHON, Mutant
-from teeth.workbench import Edit, Workbench
 
 from llama2q import _core
+from teeth.mutant import Mutant
+from teeth.native import NATIVE
+from teeth.python import PYTHON
+from teeth.workbench import Edit, Workbench
 
 PROJECT = Path(__file__).resolve().parents[1]
 ISAS = [name for name in ("scalar", "avx2", "avx512vnni") if name in _core.isas()]

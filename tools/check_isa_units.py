@@ -1,9 +1,9 @@
 """Read the ISA units' object files: nothing compiled with AVX-512 may leak into the baseline.
 
-A weak symbol (an inline function or a template of external linkage) in an ISA unit could be the copy
-that the linker keeps for every caller, and would then run on CPUs without that instruction set. A
-dynamic initialiser would run such code at import. Both are refused, and so is any call out of the
-unit but for the three memory functions that compilers emit themselves.
+A weak symbol (an inline function or a template of external linkage) in an ISA unit could be the
+copy that the linker keeps for every caller, and would then run on CPUs without that instruction
+set. A dynamic initialiser would run such code at import. Both are refused, and so is any call out
+of the unit but for the three memory functions that compilers emit themselves.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import rich.progress
-import synthetic_l2q
 from rich.console import Console
 
+import synthetic_l2q
 from llama2q.converter.meta_tensors import shard_slice, split_dim, tensor_shapes
 from llama2q.converter.pth_writer import PthWriter
 from llama2q.converter.shards import shard_writers

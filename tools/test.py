@@ -34,6 +34,7 @@ def main() -> int:
         ("clang-format", clang_format),
         ("mypy --strict", lambda: tool("mypy")),
         ("C++ warnings are errors", build_werror),
+        ("ISA units leak nothing", isa_units),
         ("pytest", lambda: pytest(run_all)),
     ]
     results = []
@@ -87,6 +88,11 @@ def build_werror() -> int:
         f"-DPython_EXECUTABLE={own_venv.PYTHON}",
         f"-Dpybind11_DIR={cmake_dir}",
     ) or tool("cmake", "--build", WERROR_BUILD)
+
+
+def isa_units() -> int:
+    """Read the symbols of the units that were just compiled."""
+    return run([own_venv.PYTHON, ROOT / "tools" / "check_isa_units.py", WERROR_BUILD])
 
 
 def pytest(run_all: bool) -> int:

@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "base/check.h"
-#include "base/float_env.h"
 
 namespace llama2q {
 namespace {
@@ -88,7 +87,6 @@ void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
 }
 
 void CpuBackend::embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) {
-  const FloatEnv environment;
   for (int64_t t = 0; t < n; ++t) kernels_.embed(table, token_ids[t], x + t * table.cols);
 }
 
@@ -118,7 +116,6 @@ bool CpuBackend::append(const Batch& batch, const KvLayerView& cache, int64_t n_
 
 bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
                      const KvLayerView& cache, const float* x, float* q) {
-  const FloatEnv environment;
   const int64_t n = batch.n_tokens;
   const std::array readers{&layer.wq, &layer.wk, &layer.wv};
   const Norm norm{layer.attention_norm, eps};
@@ -136,7 +133,6 @@ bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
 
 void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
                         const float* q, float* attended) {
-  const FloatEnv environment;
   const AttentionArgs args{
       .cache = cache,
       .q = q,
@@ -160,7 +156,6 @@ void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_
 }
 
 bool CpuBackend::add_matmul(const MatrixView& matrix, int64_t n, const float* input, float* x) {
-  const FloatEnv environment;
   const std::array readers{&matrix};
   ActivationView view;
   if (!prepare(input, nullptr, n, readers, view)) return false;
@@ -171,7 +166,6 @@ bool CpuBackend::add_matmul(const MatrixView& matrix, int64_t n, const float* in
 
 bool CpuBackend::gate_up(const LayerView& layer, float eps, int64_t hidden_dim, int64_t n,
                          const float* x, float* hidden) {
-  const FloatEnv environment;
   const std::array readers{&layer.w1_w3};
   const Norm norm{layer.ffn_norm, eps};
   ActivationView view;
@@ -184,7 +178,6 @@ bool CpuBackend::gate_up(const LayerView& layer, float eps, int64_t hidden_dim, 
 
 bool CpuBackend::output(const float* norm, const MatrixView& matrix, float eps, int64_t n,
                         const float* x, float* logits) {
-  const FloatEnv environment;
   const std::array readers{&matrix};
   const Norm final{norm, eps};
   ActivationView view;
@@ -197,7 +190,6 @@ bool CpuBackend::output(const float* norm, const MatrixView& matrix, float eps, 
 
 bool CpuBackend::final_norm(const float* norm, int64_t dim, float eps, int64_t n, const float* x,
                             float* y) {
-  const FloatEnv environment;
   bool finite = true;
   for (int64_t t = 0; t < n; ++t) {
     kernels_.rms_norm(x + t * dim, norm, dim, eps, y + t * dim);
@@ -207,7 +199,6 @@ bool CpuBackend::final_norm(const float* norm, int64_t dim, float eps, int64_t n
 }
 
 bool CpuBackend::matmul(const MatrixView& matrix, int64_t n, const float* x, float* y) {
-  const FloatEnv environment;
   const std::array readers{&matrix};
   ActivationView view;
   if (!prepare(x, nullptr, n, readers, view)) return false;

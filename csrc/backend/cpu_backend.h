@@ -1,4 +1,5 @@
-// The ops on this machine's cores.
+// The ops on this machine's cores. The caller holds a FloatEnv (base/float_env.h); the pool's
+// threads set their own.
 #pragma once
 
 #include <span>

@@ -10,7 +10,9 @@
 namespace llama2q {
 
 // Sets MXCSR 0x1F80 / FPCR 0 for its scope and restores what was there: a library built with
-// -ffast-math may have turned denormals off for this thread.
+// -ffast-math may have turned denormals off for this thread. Compilers do not know that arithmetic
+// depends on it and may move an operation across: what is computed under it must lie behind a call
+// into another translation unit.
 class FloatEnv {
  public:
 #if defined(__x86_64__) || defined(_M_X64)

@@ -31,6 +31,7 @@ py::array_t<float> matmul(const py::array& x, const PyMatrix& matrix, const Isa&
   auto y = new_floats({x.shape(0), matrix.view.rows});
   float* data = y.mutable_data();
   const py::gil_scoped_release release;
+  const FloatEnv environment;
   CpuBackend backend(table, n_threads.value_or(default_thread_count()));
   require_finite(backend.matmul(matrix.view, x.shape(0), data_of<float>(x), data), "x");
   return y;

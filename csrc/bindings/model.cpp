@@ -8,6 +8,7 @@
 
 #include "backend/cpu_backend.h"
 #include "backend/cpu_features.h"
+#include "base/float_env.h"
 #include "bindings/bind.h"
 #include "bindings/weights.h"
 #include "model/forward.h"
@@ -27,6 +28,7 @@ class CancelFlag {
 };
 
 Config config_of(const py::dict& values) {
+  const FloatEnv environment;  // norm_eps is rounded to float here
   const auto get = [&](const char* key) {
     require(values.contains(key), std::string("config lacks \"") + key + "\"");
     return py::object(values[key]);

@@ -80,7 +80,7 @@ void run(const WeightSource& source, int64_t n, Threads n_threads, One one) {
   }
   if (first.overflow >= 0) {
     throw Unrepresentable("the group at " + place_of(source, first.overflow) +
-                          " has weights too large for a float16 scale");
+                          " has weights whose scale is beyond 65504, the largest float16");
   }
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/float_env.h"
 
 namespace llama2q {
 namespace {
@@ -70,6 +71,7 @@ void Forward::check_step(const StepArgs& args) const {
 }
 
 Batch Forward::make_batch(const StepArgs& args, int64_t begin, int64_t end) const {
+  const FloatEnv environment;
   Batch batch{.n_tokens = end - begin,
               .positions = args.positions + begin,
               .sequence_of_token = args.sequence_of_token + begin,
@@ -117,35 +119,42 @@ void Forward::step(const StepArgs& args, const std::function<void()>& between_la
 }
 
 void Forward::embed(const int32_t* token_ids, int64_t n, float* x) {
+  const FloatEnv environment;
   backend_->embed(weights_.tok_embeddings, token_ids, n, x);
 }
 
 void Forward::qkv(int64_t layer, const Batch& batch, const float* x, float* q) {
+  const FloatEnv environment;
   const LayerView& weights = layer_at(layer);
   require_finite(backend_->qkv(weights, config_.norm_eps, batch, cache_->layer(layer), x, q), layer,
                  "qkv");
 }
 
 void Forward::attend(int64_t layer, const Batch& batch, const float* q, float* attended) {
+  const FloatEnv environment;
   layer_at(layer);
   backend_->attend(batch, cache_->layer(layer), config_.n_heads, q, attended);
 }
 
 void Forward::project(int64_t layer, int64_t n, const float* attended, float* x) {
+  const FloatEnv environment;
   require_finite(backend_->add_matmul(layer_at(layer).wo, n, attended, x), layer, "project");
 }
 
 void Forward::gate_up(int64_t layer, int64_t n, const float* x, float* hidden) {
+  const FloatEnv environment;
   require_finite(
       backend_->gate_up(layer_at(layer), config_.norm_eps, config_.hidden_dim, n, x, hidden), layer,
       "gate_up");
 }
 
 void Forward::down(int64_t layer, int64_t n, const float* hidden, float* x) {
+  const FloatEnv environment;
   require_finite(backend_->add_matmul(layer_at(layer).w2, n, hidden, x), layer, "down");
 }
 
 void Forward::output(Output kind, int64_t n, const float* x, float* out) {
+  const FloatEnv environment;
   const bool finite =
       kind == Output::kLogits
           ? backend_->output(weights_.norm, weights_.output, config_.norm_eps, n, x, out)

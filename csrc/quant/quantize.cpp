@@ -71,7 +71,7 @@ int32_t group_scale(const WeightSource& source, int64_t row, int64_t column, con
     if (fault.overflow < 0) fault.overflow = first;
     return -1;
   }
-  return scale;
+  return (scale & 0x7fffu) == 0 ? 0 : scale;  // a quotient that underflowed to -0
 }
 
 // The grid value nearest to x / scale: the number of midpoints below it, so ties go down.

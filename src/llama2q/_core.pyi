@@ -31,21 +31,23 @@ class Matrix:
 
     @staticmethod
     def int4(
-        codes: NDArray[np.uint8], scales: NDArray[np.float16], grid: NDArray[np.int8],
-        rows: int, cols: int,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.float16],
+        grid: NDArray[np.int8],
+        rows: int,
+        cols: int,
     ) -> Matrix:
         """codes uint8 (n_bands, K/8, 64), scales float16 (n_bands, K/G, 16), grid int8 (16,)."""
 
     @staticmethod
-    def int8(
-        codes: NDArray[np.int8], scales: NDArray[np.float16], rows: int, cols: int
-    ) -> Matrix:
+    def int8(codes: NDArray[np.int8], scales: NDArray[np.float16], rows: int, cols: int) -> Matrix:
         """codes int8 (n_bands, K/4, 64), scales float16 (n_bands, K/G, 16)."""
 
     @staticmethod
     def dense(
         values: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16],
-        rows: int, cols: int,
+        rows: int,
+        cols: int,
     ) -> Matrix:
         """values (n_bands, cols, 16); uint16 holds bfloat16."""
 
@@ -194,16 +196,19 @@ def quantize_activations(
     x: _F32, group_size: int, isa: str | None = None
 ) -> tuple[NDArray[np.int8], _F32]: ...
 def rms_norm(x: _F32, weight: _F32, eps: float, isa: str | None = None) -> _F32: ...
-def rope(
-    x: _F32, positions: _I32, inv_freq: NDArray[np.float64], isa: str | None = None
-) -> _F32:
+def rope(x: _F32, positions: _I32, inv_freq: NDArray[np.float64], isa: str | None = None) -> _F32:
     """x (n, n_heads, head_dim), interleaved pairs."""
 
 def swiglu(gate: _F32, up: _F32, isa: str | None = None) -> _F32: ...
 def exp(x: _F32, isa: str | None = None) -> _F32: ...
 def attention(
-    q: _F32, k: _F32, v: _F32, positions: _I32, kv_dtype: KvDtype = "f32",
-    isa: str | None = None, n_threads: int | None = None,
+    q: _F32,
+    k: _F32,
+    v: _F32,
+    positions: _I32,
+    kv_dtype: KvDtype = "f32",
+    isa: str | None = None,
+    n_threads: int | None = None,
 ) -> _F32:
     """Causal attention of q (n, n_heads, head_dim) at positions (n,) over keys and values
     (n_keys, n_kv_heads, head_dim) at positions 0..n_keys-1."""

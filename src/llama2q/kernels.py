@@ -1,8 +1,8 @@
 """The kernels on NumPy arrays: what the engine runs, for anyone to use.
 
-Every function takes and returns C-contiguous arrays and follows the numeric contract (csrc/README.md):
-the result is the same bit for bit on every instruction set and for any number of threads. Wrong
-dtypes, shapes and strides raise `InvalidArgumentError`; nothing is converted.
+Every function takes and returns C-contiguous arrays and follows the numeric contract of
+csrc/README.md: the result is the same bit for bit on every instruction set and for any number of
+threads. Wrong dtypes, shapes and strides raise `InvalidArgumentError`; nothing is converted.
 
 `isa` names the instruction set ("scalar", "avx2", ...; see `isas`); None takes the fastest, or what
 the environment variable LLAMA2Q_ISA says. `n_threads` None takes the physical cores.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llama2q import _core
 from llama2q._core import Embedding, Matrix
+from llama2q.errors import InvalidArgumentError
 from llama2q.quant.grids import grid_values
 
 __all__ = [
@@ -92,8 +93,6 @@ def quantize(
     InvalidArgumentError
         Wrong dtype, shape, group size, grid or quant.
     """
-    from llama2q.errors import InvalidArgumentError
-
     if weights.ndim != 2:
         raise InvalidArgumentError(f"weights have shape {weights.shape}; expected (rows, cols)")
     rows, cols = weights.shape

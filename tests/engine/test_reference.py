@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import llama2q
-from builders import KV_DTYPES, core_model, ints, run, step
+from builders import core_model, ints, run, step
 from llama2q import _core
+from philox import uniform
 from reference import Forward
 from reference_weights import load_l2q, load_meta
 from strategies import assert_within
@@ -34,6 +35,12 @@ def greedy_200(checkpoint: Path) -> list[int]:
     return Forward(load_meta(checkpoint)).greedy([BOS], 200)
 
 
+@pytest.fixture(scope="module")
+def exact_f32(checkpoint: Path, greedy_200: list[int]) -> tuple[np.ndarray, float]:
+    """The reference's logits of that text, and their tolerance, with an f32 cache."""
+    return end_to_end(load_meta(checkpoint), np.array([BOS, *greedy_200]))
+
+
 def core_greedy(model: _core.Model, prompt: list[int], n: int) -> list[int]:
     """Greedy continuation by single steps and the core's sampler."""
     table = list(range(-(-(len(prompt) + n) // _core.BLOCK_SIZE)))
@@ -53,19 +60,31 @@ def test_greedy_text(checkpoint: Path, greedy_200: list[int]) -> None:
     assert core_greedy(core_model(load_meta(checkpoint)), [BOS], 200) == greedy_200
 
 
-@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_logits(checkpoint: Path, greedy_200: list[int], kv_dtype: str) -> None:
-    weights, ids = load_meta(checkpoint), [BOS, *greedy_200]
+def test_logits(
+    checkpoint: Path, greedy_200: list[int], exact_f32: tuple[np.ndarray, float]
+) -> None:
+    exact, tolerance = exact_f32
+    logits = run(core_model(load_meta(checkpoint)), [BOS, *greedy_200])
+    assert_within(logits, exact, np.array(tolerance))
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
+def test_logits_with_a_rounded_cache(
+    checkpoint: Path, greedy_200: list[int], kv_dtype: str
+) -> None:
+    weights, ids = load_meta(checkpoint), [BOS, *greedy_200[:60]]
     exact, tolerance = end_to_end(weights, np.array(ids), kv_dtype)
     assert_within(run(core_model(weights, kv_dtype), ids), exact, np.array(tolerance))
 
 
-def test_converted_unquantized(checkpoint: Path, greedy_200: list[int], tmp_path: Path) -> None:
+def test_converted_unquantized(
+    checkpoint: Path, greedy_200: list[int], exact_f32: tuple[np.ndarray, float], tmp_path: Path
+) -> None:
     """The whole way: Meta's folder, the file, load, generate and logits."""
     path = tmp_path / "model.l2q"
     llama2q.convert(checkpoint, path, quant="none")
     expected = greedy_200[: greedy_200.index(EOS)] if EOS in greedy_200 else greedy_200
-    exact, tolerance = end_to_end(load_meta(checkpoint), np.array([BOS, *greedy_200]))
+    exact, tolerance = exact_f32
     with llama2q.load(path, n_ctx=256, kv_dtype="f32") as llm:
         completion = llm.generate([BOS], temperature=0.0, max_tokens=200)
         assert list(completion.token_ids)[: len(expected)] == expected
@@ -86,6 +105,30 @@ def test_text_prompt_gets_bos(mini_checkpoint: Path, convert_mini: Callable[...,
     assert list(completion.token_ids) == expected
 
 
+def reference_sample(logits: np.ndarray, temperature: float, top_p: float, u: float) -> int:
+    """Meta's top-p sampling in float64, from the most likely token down, ties by id."""
+    mass = np.exp((logits - logits.max()) / temperature)
+    order = np.lexsort((np.arange(len(mass)), -mass))
+    total = np.cumsum(mass[order])
+    kept = total - mass[order] <= top_p * total[-1]
+    return int(order[np.searchsorted(total, u * total[kept][-1], side="right")])
+
+
+def test_sampled_text(mini_checkpoint: Path, convert_mini: Callable[..., Path]) -> None:
+    """The draw of each token is Philox at the position that it will have."""
+    seed, n, prompt = 2**40 + 7, 60, [BOS, 300, 17]
+    forward, expected = Forward(load_meta(mini_checkpoint)), []
+    logits = forward.step(np.array(prompt))
+    for position in range(len(prompt), len(prompt) + n):
+        token = reference_sample(logits[-1], 0.8, 0.9, uniform(seed, 0, position))
+        expected.append(token)
+        logits = forward.step(np.array([token]))
+    assert EOS not in expected
+    with llama2q.load(convert_mini(quant="none"), n_ctx=128, kv_dtype="f32") as llm:
+        found = llm.generate(prompt, temperature=0.8, top_p=0.9, seed=seed, max_tokens=n)
+    assert list(found.token_ids) == expected
+
+
 @pytest.mark.parametrize(
     ("quant", "group_size", "grid", "kv_dtype"),
     [
@@ -102,7 +145,7 @@ def test_quantized_logits(
     """Against a reference that takes the file's codes and scales, and rounds activations."""
     path = convert_mini(quant=quant, group_size=group_size, grid=grid)
     weights = load_l2q(path)
-    ids = [BOS, *np.random.default_rng(1).integers(3, weights.shape.vocab_size, 99).tolist()]
+    ids = [BOS, *np.random.default_rng(1).integers(3, weights.shape.vocab_size, 49).tolist()]
     exact, tolerance = end_to_end(weights, np.array(ids), kv_dtype)
     with llama2q.load(path, n_ctx=128, kv_dtype=kv_dtype) as llm:
         assert_within(llm.logits(ids), exact, np.array(tolerance))

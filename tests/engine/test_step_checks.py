@@ -53,7 +53,7 @@ def test_dtype(model: _core.Model, name: str, dtype: type) -> None:
 @pytest.mark.parametrize("name", ARRAYS)
 def test_ndim(model: _core.Model, name: str) -> None:
     refuse(model, **{name: arguments()[name][None]})
-    refuse(model, **{name: arguments()[name][0]})
+    refuse(model, **{name: np.array(arguments()[name].flat[0])})
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -66,8 +66,9 @@ def test_contiguity(model: _core.Model, name: str) -> None:
 
 
 def test_not_an_array(model: _core.Model) -> None:
-    refuse(model, token_ids=[5, 6, 7, 8, 9])
-    refuse(model, token_ids=None)
+    for value in ([5, 6, 7, 8, 9], None, 5):
+        with pytest.raises(TypeError):
+            model.step(**{**arguments(), "token_ids": value})
 
 
 @pytest.mark.parametrize("name", ["token_ids", "positions", "sequence_of_token"])

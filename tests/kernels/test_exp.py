@@ -43,6 +43,15 @@ def test_ends(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_nan_stays_nan(isa: str) -> None:
+    """A damaged value must reach the check that reports it."""
+    x = np.full((1, 20), np.nan, np.float32)
+    assert np.isnan(_core.exp(x, isa)).all()
+    assert np.isnan(_core.swiglu(x, np.ones_like(x), isa)).all()
+    assert np.isnan(_core.swiglu(np.ones_like(x), x, isa)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_isas_agree_on_exp(isa: str) -> None:
     x = np.concatenate([dense_sample(), -(np.arange(870000, dtype=np.float32) / 10000)])
     assert_same_bits(_core.exp(x, isa), _core.exp(x, "scalar"))

@@ -102,11 +102,14 @@ def test_draw_is_philox(isa: str, vocab: int) -> None:
     cases = [(seed, index, position) for seed in (0, 1, 42, 2**32 - 1, 2**32, 2**64 - 1)
              for index in (0, 1, 77) for position in (0, 1, 1000, 2**31 - 1)]  # fmt: skip
     cases = cases[:12] if vocab == 2**18 else cases
-    seeds, indices, positions = (np.array(part) for part in zip(*cases, strict=True))
+    seeds, indices, positions = zip(*cases, strict=True)
     drawn = sample(
-        np.zeros(vocab), seed=seeds.astype(np.uint64), sequence_index=indices,
-        position=positions, isa=isa,
-    )  # fmt: skip
+        np.zeros(vocab),
+        seed=np.array(seeds, np.uint64),
+        sequence_index=indices,
+        position=positions,
+        isa=isa,
+    )
     assert drawn.tolist() == [math.floor(uniform(*case) * vocab) for case in cases]
 
 

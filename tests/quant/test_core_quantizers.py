@@ -127,7 +127,7 @@ def test_non_finite_weights_are_named(value: float, dtype: str) -> None:
 
 def test_scales_beyond_float16() -> None:
     weights = np.full((20, 64), 1e30, dtype=np.float32)
-    with pytest.raises(QuantizationError, match="65504"):
+    with pytest.raises(QuantizationError, match="float16"):
         _core.quantize_int4(weights, 32, grid_values("uniform"))
-    with pytest.raises(QuantizationError, match="65504"):
+    with pytest.raises(QuantizationError, match="float16"):
         _core.quantize_int8(weights, 32)

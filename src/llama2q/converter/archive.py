@@ -111,7 +111,7 @@ def _find_directory(file: MappedFile) -> _Directory:
     end = _END.unpack(file.read(end_offset, _END.size)) if end_offset >= 0 else None
     if end is None or end[0] != b"PK\x05\x06" or end[7] != 0:
         tail = file.read(max(0, file.size - _MAX16 - 22), min(file.size, _MAX16 + 22))
-        if b"PK\x05\x06" in tail:
+        if b"PK\x05\x06" in tail[: 4 - _END.size]:  # a whole record, or more
             raise _fault(file, "bytes follow the archive's end record")
         raise TruncatedShardError(
             f"{file.path.name} is truncated (its {file.size} bytes lack the archive's end); "

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from llama2q.converter.checkpoint import MetaCheckpoint
 from numpy.typing import NDArray
 
 from llama2q.config import ModelConfig
+from llama2q.converter.checkpoint import MetaCheckpoint
 from llama2q.converter.encode import Quantizers, encode_matrix
 from llama2q.converter.sources import SourceHasher, fingerprint
 from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError

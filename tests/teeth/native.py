@@ -1,0 +1,338 @@
+"""Faults in C++: what is changed where, and which tests must notice.
+
+A test is a pytest target relative to the tests folder; at least one of those named must fail. An
+old text stands exactly once in its file. Where every ISA shares the changed text, only the NumPy
+references can notice; where one ISA is changed, the comparison with the scalar kernel does, too.
+"""
+
+from __future__ import annotations
+
+from teeth.mutant import Mutant, fault
+from teeth.workbench import Edit
+
+MATMUL = "kernels/test_matmul.py"
+ATTENTION = "kernels/test_attention.py"
+SAMPLE = "kernels/test_sample.py"
+CONTRACT = "engine/test_contract.py"
+BITWISE = "engine/test_bitwise.py"
+CHECKS = "engine/test_step_checks.py"
+ENVIRONMENT = "engine/test_float_environment.py"
+QUANTIZERS = "quant/test_core_quantizers.py"
+
+# Grouped by file, so that what must be compiled again stays small.
+NATIVE = (
+    # --- csrc/quant, csrc/base
+    fault(
+        "nibble swap",
+        "csrc/quant/int4.h",
+        "V::int4_lines(line, grid, low, high);",
+        "V::int4_lines(line, grid, high, low);",
+        f"{MATMUL}::test_each_element_has_its_place",
+    ),
+    fault(
+        "int4 quantizer: ties go up",
+        "csrc/quant/quantize.cpp",
+        "midpoints[m] < y[i] ? 1 : 0",
+        "midpoints[m] <= y[i] ? 1 : 0",
+        f"{QUANTIZERS}::test_int4",
+        f"{QUANTIZERS}::test_any_floats",
+    ),
+    fault(
+        "int4 quantizer: positive extreme wins a tie",
+        "csrc/quant/quantize.cpp",
+        "-*low >= *high ? *low : *high",
+        "-*low > *high ? *low : *high",
+        f"{QUANTIZERS}::test_int4",
+        f"{QUANTIZERS}::test_any_floats",
+    ),
+    fault(
+        "small scales rounded down",
+        "csrc/base/types.h",
+        "if (static_cast<float>(whole) < steps) ++whole;",
+        "",
+        f"{ATTENTION}::test_int8_cache_of_tiny_values",
+        f"{QUANTIZERS}::test_int4",
+    ),
+    fault(
+        "RoPE angle in float32",
+        "csrc/backend/batch.cpp",
+        "sin_cos(batch.positions[t] * frequency)",
+        "sin_cos(static_cast<float>(batch.positions[t] * frequency))",
+        "kernels/test_rope.py::test_float64",
+    ),
+    fault(
+        "caller's rounding and denormal modes kept",
+        "csrc/base/float_env.h",
+        "{ _mm_setcsr(0x1F80); }",
+        "{}",
+        ENVIRONMENT,
+        isa="avx2",
+    ),
+    # --- csrc/kernels/matmul.h
+    fault(
+        "neighbour's scale",
+        "csrc/kernels/matmul.h",
+        "V::load_f16(w_scales + g * kBandRows)",
+        "V::load_f16(w_scales + (g > 0 ? g - 1 : g) * kBandRows)",
+        f"{MATMUL}::test_contract",
+    ),
+    fault(
+        "mul and add in place of fma",
+        "csrc/kernels/matmul.h",
+        "acc[t] = V::fma(V::to_float(V::finish_dot(dot[t])), scale, acc[t]);",
+        "acc[t] = V::add(V::mul(V::to_float(V::finish_dot(dot[t])), scale), acc[t]);",
+        f"{MATMUL}::test_contract",
+    ),
+    Mutant(
+        "K in another order",
+        (
+            Edit(
+                "csrc/kernels/matmul.h",
+                "const typename V::F value = Dense::load(p);",
+                "const typename V::F value = Dense::load(p + (w.cols - 1 - 2 * k) * kBandRows);",
+            ),
+            Edit(
+                "csrc/kernels/matmul.h",
+                "V::broadcast(row[t * w.cols + k])",
+                "V::broadcast(row[t * w.cols + w.cols - 1 - k])",
+            ),
+        ),
+        (f"{MATMUL}::test_contract",),
+    ),
+    fault(
+        "tail rows dropped",
+        "csrc/kernels/matmul.h",
+        "const int64_t present = args.y_rows - row;",
+        "const int64_t present = (args.y_rows - row) / 16 * 16;",
+        f"{MATMUL}::test_contract",
+    ),
+    fault(
+        "w1 and w3 swapped",
+        "csrc/kernels/matmul.h",
+        "swiglu_lanes<V>(acc[t], up[t])",
+        "swiglu_lanes<V>(up[t], acc[t])",
+        f"{CONTRACT}::test_short_prompt",
+    ),
+    fault(
+        "residual forgotten",
+        "csrc/kernels/matmul.h",
+        "acc[t] = V::add(V::load_partial(out, present), acc[t]);",
+        "{}",
+        f"{CONTRACT}::test_short_prompt",
+    ),
+    # --- csrc/kernels/rows.h
+    fault(
+        "no eps",
+        "csrc/kernels/rows.h",
+        "__builtin_sqrtf(mean + eps)",
+        "__builtin_sqrtf(mean)",
+        "kernels/test_rms_norm.py::test_contract",
+        "kernels/test_rms_norm.py::test_float64",
+    ),
+    Mutant(
+        "half-split RoPE",
+        (
+            Edit(
+                "csrc/kernels/rows.h",
+                "const float x0 = x[2 * i], x1 = x[2 * i + 1];",
+                "const float x0 = x[i], x1 = x[i + head_dim / 2];",
+            ),
+            Edit(
+                "csrc/kernels/rows.h",
+                "x[2 * i] = V::fma_scalar",
+                "x[i] = V::fma_scalar",
+            ),
+            Edit(
+                "csrc/kernels/rows.h",
+                "x[2 * i + 1] = V::fma_scalar",
+                "x[i + head_dim / 2] = V::fma_scalar",
+            ),
+        ),
+        ("kernels/test_rope.py",),
+    ),
+    fault(
+        "non-finite activations pass",
+        "csrc/kernels/rows.h",
+        "finite = finite && amax_bits < 0x7f800000u;",
+        "",
+        "kernels/test_quantize_activations.py::test_non_finite_raises",
+    ),
+    fault(
+        "activations: other threshold for a zero group",
+        "csrc/kernels/rows.h",
+        "amax_bits < 0x0d800000u",
+        "amax_bits <= 0x0d800000u",
+        "kernels/test_quantize_activations.py::test_threshold_is_two_to_minus_100",
+    ),
+    # --- csrc/kernels/math.h
+    fault(
+        "SwiGLU's argument not clamped",
+        "csrc/kernels/math.h",
+        "V::min(V::broadcast(87.0f), V::max(low, x))",
+        "V::max(low, x)",
+        "kernels/test_exp.py",
+    ),
+    fault(
+        "exp without its smallest coefficient",
+        "csrc/kernels/math.h",
+        "F p = V::broadcast(0x1.a1520cp-13f);",
+        "F p = V::broadcast(0.0f);",
+        "kernels/test_exp.py::test_error_is_what_the_tolerances_assume",
+    ),
+    # --- csrc/kernels/attention.h, args.h
+    fault(
+        "mask off by one",
+        "csrc/kernels/attention.h",
+        "const int64_t keys = present < kBlockSize ? present : kBlockSize;",
+        "const int64_t keys = present + 1 < kBlockSize ? present + 1 : kBlockSize;",
+        f"{ATTENTION}::test_later_keys_are_never_read",
+    ),
+    fault(
+        "stale K and V after a rewind",
+        "csrc/kernels/attention.h",
+        "finite = Cache::store(x,",
+        "if (out[0] == 0) finite = Cache::store(x,",
+        f"{BITWISE}::test_rewind",
+    ),
+    fault(
+        "block table off by one",
+        "csrc/kernels/attention.h",
+        "cache_row<V>(cache, table[b], kv_head, 0)",
+        "cache_row<V>(cache, table[b == 0 ? 0 : b - 1], kv_head, 0)",
+        f"{ATTENTION}::test_float64",
+    ),
+    fault(
+        "another KV head's keys",
+        "csrc/kernels/attention.h",
+        "cache_row<V>(cache, table[b], kv_head, 0)",
+        "cache_row<V>(cache, table[b], cache.n_kv_heads - 1 - kv_head, 0)",
+        f"{ATTENTION}::test_float64",
+    ),
+    fault(
+        "chunks combined in another order",
+        "csrc/kernels/attention.h",
+        "a.l = V::fma_scalar(a.l, ra, b.l * rb);",
+        "a.l = V::fma_scalar(b.l, rb, a.l * ra);",
+        f"{ATTENTION}::test_contract",
+    ),
+    fault(
+        "softmax without rescaling",
+        "csrc/kernels/attention.h",
+        "F value = V::mul(V::load_partial(acc + d, head_dim - d), rescale);",
+        "F value = V::load_partial(acc + d, head_dim - d);",
+        f"{ATTENTION}::test_float64",
+    ),
+    fault(
+        "int8 keys without their scale",
+        "csrc/kernels/attention.h",
+        "Cache::kScaled ? f16_to_f32(k_scales[key]) * scale : scale",
+        "scale",
+        f"{ATTENTION}::test_float64",
+    ),
+    fault(
+        "f16 overflow passes",
+        "csrc/kernels/attention.h",
+        "return magnitude_bits<V>(x, n) <= 0x477fe000u;",
+        "return magnitude_bits<V>(x, n) < 0x7f800000u;",
+        f"{ATTENTION}::test_overflow_of_an_f16_cache_raises",
+    ),
+    fault(
+        "chunks of another size",
+        "csrc/kernels/args.h",
+        "kChunkBlocks = 4;",
+        "kChunkBlocks = 8;",
+        f"{ATTENTION}::test_contract",
+    ),
+    # --- csrc/isa
+    fault(
+        "ties away from zero",
+        "csrc/isa/scalar.cpp",
+        "static float rint_scalar(float x) { return (x + 12582912.0f) - 12582912.0f; }",
+        "static float rint_scalar(float x) {\n"
+        "    return static_cast<float>(static_cast<int32_t>(x < 0 ? x - 0.5f : x + 0.5f));\n  }",
+        "kernels/test_quantize_activations.py::test_ties_go_to_even",
+    ),
+    fault(
+        "sum of lanes in another order",
+        "csrc/isa/scalar.cpp",
+        "for (int i = 0; i < half; ++i) x.lane[i] += x.lane[i + half];",
+        "for (int i = 0; i < half; ++i) x.lane[i] = x.lane[2 * i] + x.lane[2 * i + 1];",
+        "kernels/test_rms_norm.py::test_contract",
+    ),
+    Mutant(
+        "saturating multiply",
+        (
+            Edit(
+                "csrc/isa/avx2.cpp",
+                "static Dot start_dot(int32_t) { return zero_int(); }",
+                "static Dot start_dot(int32_t c) "
+                "{ return {_mm256_set1_epi32(c), _mm256_set1_epi32(c)}; }",
+            ),
+            Edit(
+                "csrc/isa/avx2.cpp",
+                "_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w, a))",
+                "_mm256_maddubs_epi16(_mm256_xor_si256(w, _mm256_set1_epi8(-128)), a)",
+            ),
+        ),
+        (f"{MATMUL}::test_extreme_integers_are_exact",),
+        "avx2",
+    ),
+    fault(
+        "no -128 correction",
+        "csrc/isa/avx512vnni.cpp",
+        "return {_mm512_set1_epi32(correction), _mm512_setzero_si512()};",
+        "return {_mm512_set1_epi32(0 * correction), _mm512_setzero_si512()};",
+        f"{MATMUL}::test_contract",
+        isa="avx512vnni",
+    ),
+    # --- csrc/model, csrc/backend
+    fault(
+        "top-p off by one",
+        "csrc/model/sampler.cpp",
+        "kept <= cut && has(kept_count)",
+        "kept < cut && has(kept_count)",
+        f"{SAMPLE}::test_top_p_keeps_while_the_sum_before_is_not_above_p",
+    ),
+    fault(
+        "position off by one in the draw",
+        "csrc/model/sampler.cpp",
+        "static_cast<uint32_t>(args.position)",
+        "static_cast<uint32_t>(args.position) + 1u",
+        f"{SAMPLE}::test_draw_is_philox",
+    ),
+    fault(
+        "ties in descending order of id",
+        "csrc/model/sampler.cpp",
+        "a.mass == b.mass && a.id < b.id",
+        "a.mass == b.mass && a.id > b.id",
+        f"{SAMPLE}::test_draw_is_philox",
+    ),
+    fault(
+        "nine rounds of Philox",
+        "csrc/model/philox.h",
+        "round < 10",
+        "round < 9",
+        f"{SAMPLE}::test_draw_is_philox",
+    ),
+    fault(
+        "V left out of a copied block",
+        "csrc/model/kv_cache.cpp",
+        "      copy(layer.v, block_bytes_);\n",
+        "",
+        f"{CHECKS}::test_copy_blocks_copies_k_and_v",
+    ),
+    fault(
+        "a written block in two tables accepted",
+        "csrc/backend/batch.cpp",
+        "require(holders[static_cast<size_t>(block)] == 1,",
+        "require(holders[static_cast<size_t>(block)] >= 1,",
+        f"{CHECKS}::test_written_block_in_two_tables",
+    ),
+    fault(
+        "second pass over the layers starts at the first token",
+        "csrc/model/forward.cpp",
+        "embed(args.token_ids + begin, n, x);",
+        "embed(args.token_ids, n, x);",
+        f"{BITWISE}::test_longer_than_the_work_space",
+    ),
+)

@@ -1,0 +1,53 @@
+"""Faults in Python: what is changed where, and which tests must notice."""
+
+from __future__ import annotations
+
+from teeth.mutant import fault
+
+REFERENCE = "engine/test_reference.py"
+
+PYTHON = (
+    fault(
+        "missing BOS",
+        "src/llama2q/tokenizer.py",
+        "return [self.bos_id] * bos + ids",
+        "return ids",
+        f"{REFERENCE}::test_text_prompt_gets_bos",
+    ),
+    fault(
+        "wrong grid value",
+        "src/llama2q/quant/grids.py",
+        "25, 38, 53, 69, 89, 113)",
+        "25, 38, 54, 69, 89, 113)",
+        f"{REFERENCE}::test_quantized_logits",
+    ),
+    fault(
+        "w1 and w3 swapped in the file",
+        "src/llama2q/format/layout.py",
+        'sources = (name.replace("w1_w3", "w1"), name.replace("w1_w3", "w3"))',
+        'sources = (name.replace("w1_w3", "w3"), name.replace("w1_w3", "w1"))',
+        f"{REFERENCE}::test_quantized_file_holds_what_the_checkpoint_rounds_to",
+    ),
+    fault(
+        "journal of another recipe accepted",
+        "src/llama2q/format/journal.py",
+        'if not lines or lines[0] != {"key": self._key}:',
+        'if not lines or "key" not in lines[0]:',
+        "format/test_writer.py::test_another_recipe_starts_anew",
+        "format/test_writer.py::test_other_sources_start_anew",
+    ),
+    fault(
+        "wo merged along the wrong dimension",
+        "src/llama2q/converter/meta_tensors.py",
+        '"wo": 1,',
+        '"wo": 0,',
+        "converter/test_shards.py::test_shards_hold_what_metas_rules_say",
+    ),
+    fault(
+        "last token's logits off by one",
+        "src/llama2q/engine.py",
+        "np.arange(end - span.n_rows, end, dtype=np.int32)",
+        "np.arange(end - span.n_rows, end, dtype=np.int32) - (len(span.token_ids) > span.n_rows)",
+        f"{REFERENCE}::test_text_prompt_gets_bos",
+    ),
+)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 _STAMP = VENV / "llama2q-installed.json"
+_BUILD_PROGRAMS = ("cmake>=3.18", "ninja")
 _SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "csrc", "src")
 
 
@@ -23,15 +25,15 @@ def is_inside() -> bool:
     return Path(sys.prefix).resolve() == VENV
 
 
-def ensure(*, extras: Sequence[str] = (), tools: Sequence[str] = ()) -> None:
+def ensure(*, extras: Sequence[str] = ()) -> None:
     """Make the environment and install the project, if it is not there or has changed.
+
+    What builds the project is installed too, so that only changed C++ files are compiled again.
 
     Parameters
     ----------
     extras : sequence of str
         Optional dependencies of the project.
-    tools : sequence of str
-        More requirements, as pip takes them.
 
     Raises
     ------
@@ -41,22 +43,15 @@ def ensure(*, extras: Sequence[str] = (), tools: Sequence[str] = ()) -> None:
     if not _works():
         _create()
     sources = _hash_of_sources()
-    wanted = {*extras, *tools}
-    if _is_installed(sources, wanted):
+    if _is_installed(sources, extras):
         return
     _STAMP.unlink(missing_ok=True)
     project = str(ROOT) + (f"[{','.join(extras)}]" if extras else "")
     print("installing llama2q into .venv (compiles the C++ core: a minute or two)", flush=True)
-    _run(
-        [
-            *(str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-            project,
-            *tools,
-        ],
-        "the installation failed; a C++20 compiler (g++ 11 or newer, or clang++) and access to "
-        "PyPI are needed",
-    )
-    stamp = {"sources": sources, "extras": sorted(wanted)}
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    _pip_install(*pyproject["build-system"]["requires"], *_BUILD_PROGRAMS)
+    _pip_install("--no-build-isolation", project)
+    stamp = {"sources": sources, "extras": list(extras)}
     _STAMP.write_text(json.dumps(stamp), encoding="utf-8")
 
 
@@ -87,23 +82,40 @@ def _create() -> None:
     )
 
 
+def _pip_install(*arguments: str) -> None:
+    """Install into the environment, with its programs (cmake, ninja) on the PATH."""
+    _run(
+        [
+            *(str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *arguments,
+        ],
+        "the installation failed; a C++20 compiler (g++ 11 or newer, or clang++) and access to "
+        "PyPI are needed",
+    )
+
+
 def _run(command: Sequence[str], hint: str) -> None:
     """Run a command; show its output only if it fails."""
     result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"},
+        check=False,
     )
     if result.returncode:
         print(result.stdout + result.stderr, file=sys.stderr)
         raise SystemExit(hint)
 
 
-def _is_installed(sources: str, wanted: set[str]) -> bool:
+def _is_installed(sources: str, extras: Sequence[str]) -> bool:
     """Whether these sources are installed, with at least these extras."""
     try:
         stamp = json.loads(_STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(stamp["sources"] == sources and wanted <= set(stamp["extras"]))
+    return bool(stamp["sources"] == sources and set(extras) <= set(stamp["extras"]))
 
 
 def _hash_of_sources() -> str:

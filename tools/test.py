@@ -21,14 +21,13 @@ BIN = own_venv.PYTHON.parent
 WERROR_BUILD = ROOT / "build" / "werror"
 NO_TESTS = 5
 """pytest's exit code when it finds none."""
-BUILD_TOOLS = ("cmake>=3.18", "ninja", "pybind11>=2.13")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
     run_all = bool(parser.parse_args().all)
-    own_venv.ensure(extras=("test",), tools=BUILD_TOOLS)
+    own_venv.ensure(extras=("test",))
     steps: list[tuple[str, Callable[[], int]]] = [
         ("ruff check", lambda: tool("ruff", "check", ".")),
         ("ruff format", lambda: tool("ruff", "format", "--check", ".")),

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama2q.converter.checkpoint import MetaCheckpoint
 from numpy.typing import NDArray
 
 from l2q_files import split_file
 from llama2q.config import ModelConfig
 from llama2q.converter import shards
+from llama2q.converter.checkpoint import MetaCheckpoint
 from llama2q.converter.converter import ConvertReport, convert_with
 from llama2q.errors import (
     CheckpointError,

@@ -65,7 +65,7 @@ NATIVE = (
         "csrc/base/float_env.h",
         "{ _mm_setcsr(0x1F80); }",
         "{}",
-        ENVIRONMENT,
+        f"{ENVIRONMENT}::test_kernels",
         isa="avx2",
     ),
     # --- csrc/kernels/matmul.h
@@ -190,8 +190,10 @@ NATIVE = (
     fault(
         "stale K and V after a rewind",
         "csrc/kernels/attention.h",
-        "finite = Cache::store(x,",
-        "if (out[0] == 0) finite = Cache::store(x,",
+        "Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr) && finite;",
+        "(out[0] != 0 ||\n"
+        "         Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr)) &&\n"
+        "        finite;",
         f"{BITWISE}::test_rewind",
     ),
     fault(

@@ -89,8 +89,9 @@ class Workbench:
 
     def _run(self, *command: str | Path | None) -> None:
         done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, timeout=LIMIT_S
-        )
+            [str(part) for part in command], env=self._environment(), capture_output=True,
+            text=True, timeout=LIMIT_S,
+        )  # fmt: skip
         if done.returncode:
             raise RuntimeError(
                 f"{' '.join(map(str, command))} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
@@ -98,7 +99,13 @@ class Workbench:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name != "LLAMA2Q_ISA"}
-        return {**kept, "PYTHONPATH": str(self.root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            **kept,
+            # cmake and ninja may be installed beside Python and nowhere else.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
+            "PYTHONPATH": str(self.root / "src"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     def _check_import(self) -> None:
         done = subprocess.run(

@@ -192,7 +192,8 @@ NATIVE = (
         "csrc/kernels/attention.h",
         "Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr) && finite;",
         "(out[0] != 0 ||\n"
-        "         Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr)) &&\n"
+        "         Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr))"
+        " &&\n"
         "        finite;",
         f"{BITWISE}::test_rewind",
     ),
@@ -220,15 +221,15 @@ NATIVE = (
     fault(
         "softmax without rescaling",
         "csrc/kernels/attention.h",
-        "F value = V::mul(V::load_partial(acc + d, head_dim - d), rescale);",
-        "F value = V::load_partial(acc + d, head_dim - d);",
+        "V::mul(V::load_partial(acc + d + 16 * i, n - 16 * i), rescale);",
+        "V::load_partial(acc + d + 16 * i, n - 16 * i);",
         f"{ATTENTION}::test_float64",
     ),
     fault(
         "int8 keys without their scale",
         "csrc/kernels/attention.h",
-        "Cache::kScaled ? f16_to_f32(k_scales[key]) * scale : scale",
-        "scale",
+        "c = V::mul(V::load_f16_partial(k_scales + first, present), c);",
+        "{}",
         f"{ATTENTION}::test_float64",
     ),
     fault(

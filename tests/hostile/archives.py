@@ -170,7 +170,7 @@ add("zip-directory-offset", "should end at byte", set_field(END, 16, "<L", 0))
 add("zip-directory-size", "should end at byte", set_field(END, 12, "<L", 0x00FFFFFF))
 add("zip-directory-bomb", "its directory claims", set_field(END, 12, "<L", 0xFFFFFFF0))
 add("zip-count-too-many", "its directory ends inside entry", edited(
-    lambda data: [field(data, END, offset, "<H", 0xFFF0) for offset in (8, 10)] and None))  # fmt: skip
+    lambda data: [field(data, END, at, "<H", 0xFFF0) for at in (8, 10)] and None))  # fmt: skip
 add("zip-count-too-few", "bytes follow the last entry", edited(
     lambda data: [field(data, END, offset, "<H", 1) for offset in (8, 10)] and None))  # fmt: skip
 add("zip-counts-differ", "multi-volume", set_field(END, 8, "<H", 1))

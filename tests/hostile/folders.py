@@ -168,12 +168,12 @@ def varint(value: int) -> bytes:
     return data + bytes([value])
 
 
-def pieces(n: int, first: tuple[int, ...] = (2, 3, 3)) -> bytes:
+def pieces(n: int, first: tuple[int, ...] = (2, 3, 3), word: bytes = b"w%d") -> bytes:
     """A SentencePiece model of n pieces: unk, bos and eos, then words."""
     model = b""
     for i in range(n):
         kind = first[i] if i < len(first) else 1
-        text = ("<unk>", "<s>", "</s>")[i].encode() if i < 3 else f"w{i}".encode()
+        text = ("<unk>", "<s>", "</s>")[i].encode() if i < 3 else word % i
         piece = b"\n" + varint(len(text)) + text + b"\x15" + bytes(4) + b"\x18" + bytes([kind])
         model += b"\n" + varint(len(piece)) + piece
     return model
@@ -194,6 +194,7 @@ tokenizer("smaller", pieces(100), "tokenizer.model has 100 pieces; tok_embedding
 tokenizer("one-more", pieces(4097), "has 4097 pieces; tok_embeddings has 4096 rows")
 tokenizer("no-unk", pieces(4096, (1, 3, 3)), "tokenizer.model")
 tokenizer("no-control", pieces(4096, (2, 1, 1)), "a Llama 2 tokenizer has (0, 1, 2)")
+tokenizer("not-utf8", pieces(4096, word=b"\x80%d"), "is damaged: piece 3 is not UTF-8")
 tokenizer("doubled", _MODEL + _MODEL, "tokenizer.model")
 tokenizer("length-lie", b"\n" + varint(2**31 - 1) + b"x", "is not a SentencePiece model")
 tokenizer("length-overflow", b"\n" + b"\xff" * 9 + b"\x01", "is not a SentencePiece model")

@@ -46,6 +46,9 @@ def convert(
         Grid.nonuniform
     ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted conversion.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
@@ -62,6 +65,7 @@ def convert(
                 group_size=group_size,
                 grid=grid.value,
                 overwrite=force,
+                resume=resume,
                 progress=bar,
             )
         if json:

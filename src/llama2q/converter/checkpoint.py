@@ -321,12 +321,14 @@ def _read_tokenizer(path: Path) -> bytes:
 
 
 def _check_tokenizer(path: Path, data: bytes, vocab_size: int) -> None:
-    n_pieces = Tokenizer(data, name=str(path)).n_words
+    tokenizer = Tokenizer(data, name=str(path))
+    n_pieces = tokenizer.n_words
     if n_pieces != vocab_size:
         raise TokenizerError(
             f"tokenizer.model has {n_pieces} pieces; tok_embeddings has {vocab_size} rows. "
             f"They are not of one model ({path})"
         )
+    tokenizer.check_pieces()
 
 
 def _some(names: list[str]) -> str:

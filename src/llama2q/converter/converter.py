@@ -74,6 +74,7 @@ def convert(
     group_size: int = 64,
     grid: str = "nonuniform",
     overwrite: bool = False,
+    resume: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> ConvertReport:
@@ -94,6 +95,8 @@ def convert(
         Values of the int4 codes.
     overwrite : bool
         Whether an existing file is replaced.
+    resume : bool
+        Whether an interrupted conversion goes on where it stopped; else it starts anew.
     progress : callable, optional
         Called as progress(done_bytes, total_bytes, tensor_name).
     n_threads : int, optional
@@ -107,7 +110,7 @@ def convert(
     ------
     CheckpointError
         The checkpoint is incomplete, damaged, or holds NaN or infinity.
-    OutputExistsError, DiskSpaceError, QuantizationError, InvalidArgumentError
+    OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
         See `llama2q.errors`. No error leaves a file under the final name.
 
     Notes
@@ -125,6 +128,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         overwrite=overwrite,
+        resume=resume,
         progress=progress,
         n_threads=n_threads,
     )
@@ -139,6 +143,7 @@ def convert_with(
     group_size: int = 64,
     grid: str = "nonuniform",
     overwrite: bool = False,
+    resume: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> ConvertReport:
@@ -165,6 +170,7 @@ def convert_with(
                 checkpoint.tokenizer_bytes,
                 fingerprint=fingerprint(sources),
                 overwrite=overwrite,
+                resume=resume,
             ) as writer,
             SourceHasher(sources) as hasher,
         ):

@@ -36,7 +36,7 @@ def main() -> None:
     for sequence in sequences:
         sequence.rewind(n_tokens - 1)
     llm.engine.forward([Span(sequence, [1]) for sequence in sequences])
-    print(anonymous_bytes() - before, llm.engine.plan.n_sequences)
+    print(anonymous_bytes() - before)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,8 @@ def _warnings(isa: dict[str, Any]) -> list[str]:
     found = []
     if isa["chosen"] is None:
         found.append(isa["why"])
+    elif isa["chosen"] != isa["available"][-1]:
+        found.append(f"a faster instruction set is available: {isa['available'][-1]}")
     elif isa["chosen"] == "scalar":
         found.append("only the scalar kernels are used: correct, and slow")
     if sys.maxsize < 2**32:

@@ -127,7 +127,7 @@ class Plan:
     def _describe(self, option: Alternative) -> str:
         parts = []
         if option.n_sequences != self.n_sequences:
-            parts.append(f"{option.n_sequences} context(s)")
+            parts.append(f"{option.n_sequences} context{'s' * (option.n_sequences > 1)}")
         if option.n_ctx != self.n_ctx:
             parts.append(f"a context of {option.n_ctx} tokens")
         if option.kv_dtype != self.kv_dtype:
@@ -192,6 +192,8 @@ def plan(
     if isinstance(memory, str):
         memory = parse_size(memory)
     check_count("memory", memory)
+    if n_sequences is None:
+        raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
     check_count("n_sequences", n_sequences)
     with L2qFile(path) as file:
         return plan_for(

@@ -47,7 +47,7 @@ def doctor(
 
 def markdown(health: Health) -> str:
     """Return the report; it names no user, host or path."""
-    lines = [f"| {name} | {value} |" for name, value in rows(health)]
+    lines = [f"| {name} | {value.replace('|', '/')} |" for name, value in rows(health)]
     return "\n".join(["### llama2q doctor", "", "| | |", "| --- | --- |", *lines])
 
 
@@ -60,7 +60,7 @@ def rows(health: Health) -> list[tuple[str, str]]:
         ("system", versions["system"]),
         ("CPU", cpu["name"]),
         ("features", " ".join(cpu["features"]) or "not asked on this family"),
-        ("ISA", f"{isa['chosen']} ({isa['why']})"),
+        ("ISA", f"{isa['chosen'] or 'none'} ({isa['why']})"),
         ("ISAs", f"compiled {', '.join(isa['compiled'])}; available {', '.join(isa['available'])}"),
         ("cores", _cores(health)),
         ("memory", _memory(health)),
@@ -95,7 +95,9 @@ def _memory(health: Health) -> str:
     total, free = health.memory["total_bytes"], health.memory["available_bytes"]
     limit = health.memory["cgroup_limit_bytes"]
     text = f"{format_size(free or 0)} free of {format_size(total or 0)}"
-    return text + (f"; cgroup limit {format_size(limit)}" if limit is not None else "; no limit")
+    return text + (
+        f"; cgroup limit {format_size(limit)}" if limit is not None else "; no cgroup limit"
+    )
 
 
 def _self_test(health: Health) -> str:

@@ -26,8 +26,8 @@ CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
     : kernels_(kernels), pool_(n_threads) {}
 
 int64_t CpuBackend::work_bytes() const {
-  return normed_.bytes() + codes_.bytes() + scales_.bytes() + corrections_.bytes() +
-         keys_.bytes() + values_.bytes() + scratch_.bytes();
+  return normed_.bytes() + codes_.bytes() + scales_.bytes() + corrections_.bytes() + keys_.bytes() +
+         values_.bytes() + scratch_.bytes();
 }
 
 int64_t CpuBackend::work_bytes(const WorkShape& shape, int n_threads) {
@@ -35,11 +35,11 @@ int64_t CpuBackend::work_bytes(const WorkShape& shape, int n_threads) {
   const int64_t widest = std::max(shape.dim, shape.hidden_dim);
   const int64_t n_groups =
       shape.group_size == 0 ? 0 : (widest + shape.group_size - 1) / shape.group_size;
-  const int64_t per_token = shape.dim * kFloat                                // normed_
-                            + n_groups * shape.group_size                     // codes_
-                            + n_groups * (kFloat + int64_t{sizeof(int32_t)})  // scales_, corrections_
-                            + 2 * shape.kv_dim * kFloat;                      // keys_, values_
-  return shape.n_tokens * per_token +
+  const int64_t normed = shape.dim * kFloat;
+  const int64_t codes = n_groups * shape.group_size;
+  const int64_t scales_and_corrections = n_groups * (kFloat + int64_t{sizeof(int32_t)});
+  const int64_t keys_and_values = 2 * shape.kv_dim * kFloat;
+  return shape.n_tokens * (normed + codes + scales_and_corrections + keys_and_values) +
          n_threads * attention_scratch(shape.heads_per_kv_head, shape.head_dim) * kFloat;
 }
 

@@ -324,8 +324,8 @@ void bind_model(py::module_& m) {
         return Forward::work_bytes(config_of(config), group_size, n_threads, n_tokens, n_rows);
       },
       arg("config"), arg("group_size"), arg("n_threads"), arg("n_tokens"), arg("n_rows"),
-      "Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at most; "
-      "group_size 0 if all matrices are dense. Model.work_bytes is what it holds now.");
+      "Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at "
+      "most; group_size 0 if all matrices are dense. Model.work_bytes is what it holds now.");
   m.def(
       "kv_bytes",
       [](const py::dict& config, const std::string& kv_dtype, int64_t n_blocks) {

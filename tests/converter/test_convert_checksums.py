@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,10 +110,10 @@ def test_progress_goes_on_while_only_checksums_are_waited_for(
 ) -> None:
     read = SourceHasher._read
 
-    def slowly(self: SourceHasher, path: Path) -> None:
+    def slowly(self: SourceHasher, path: Path, beside: ThreadPoolExecutor) -> None:
         if path.name == "tokenizer.model":
             self._stop.wait(3)
-        read(self, path)
+        read(self, path, beside)
 
     monkeypatch.setattr(SourceHasher, "_read", slowly)
     calls: list[tuple[int, int, str]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,7 +35,7 @@ def fingerprint(paths: Sequence[Path]) -> str:
 
 
 class SourceHasher:
-    """Reads files once in a background thread, for SHA-256 and for MD5. A context manager.
+    """Reads files once in the background, for SHA-256 and for MD5. A context manager.
 
     Parameters
     ----------
@@ -108,27 +109,32 @@ class SourceHasher:
 
     def _run(self) -> None:
         try:
-            for path in self._all:
-                self._current = path.name
-                self._read(path)
+            with ThreadPoolExecutor(1, "source-md5") as beside:
+                for path in self._all:
+                    self._current = path.name
+                    self._read(path, beside)
         except Exception as error:
             self._error = error
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, beside: ThreadPoolExecutor) -> None:
+        """Hash a file chunk by chunk, the MD5 of a chunk in the thread beside."""
         listed = self._listed.get(path)
-        sha256 = hashlib.sha256() if path in self._paths else None
+        sha256 = hashlib.sha256()
         # The list is no protection against an attacker, who could change it too.
-        md5 = hashlib.md5(usedforsecurity=False) if listed is not None else None
-        digests = [digest for digest in (sha256, md5) if digest is not None]
+        md5 = hashlib.md5(usedforsecurity=False)
         buffer = bytearray(_CHUNK_BYTES)
         with path.open("rb", buffering=0) as file:
             while size := file.readinto(buffer):
-                for digest in digests:
-                    digest.update(memoryview(buffer)[:size])
+                chunk = memoryview(buffer)[:size]
+                pending = beside.submit(md5.update, chunk) if listed is not None else None
+                if path in self._paths:
+                    sha256.update(chunk)
+                if pending is not None:
+                    pending.result()
                 self._done_bytes += size
                 if self._stop.is_set():
                     raise CancelledError("hashing the source was cancelled")
-        if listed is not None and md5 is not None:
+        if listed is not None:
             listed.check(md5.hexdigest())
-        if sha256 is not None:
+        if path in self._paths:
             self._hashes[path.name] = sha256.hexdigest()

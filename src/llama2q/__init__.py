@@ -9,16 +9,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from llama2q import errors
 from llama2q._core import __version__
 from llama2q.config import ModelConfig
-from llama2q.converter.converter import ConvertReport, convert
 from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
 from llama2q.generate.llama import Llama, load
 from llama2q.generate.stream import Stream
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llama2q.converter.converter import ConvertReport, convert
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import the converter when it is first asked for; who only generates never needs it."""
+        if name in ("ConvertReport", "convert"):
+            from llama2q.converter import converter
+
+            return getattr(converter, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Chunk",

@@ -179,10 +179,14 @@ def test_reader_goes_away(model: Path) -> None:
 def test_import_is_cheap() -> None:
     """What only some calls need is imported by them."""
     code = (
-        "import sys, llama2q; "
-        "print([n for n in ('typer', 'rich', 'sentencepiece', 'psutil') if n in sys.modules])"
+        "import sys, llama2q; names = 'typer rich sentencepiece psutil llama2q.converter'.split(); "
+        "print([name for name in names if name in sys.modules]); "
+        "print(llama2q.convert.__name__, llama2q.ConvertReport.__name__)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
     )
-    assert result.stdout == "[]\n"
+    assert result.stdout == "[]\nconvert ConvertReport\n"
+    assert set(llama2q.__all__) <= {*dir(llama2q), "convert", "ConvertReport"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = llama2q.nothing  # type: ignore[attr-defined]

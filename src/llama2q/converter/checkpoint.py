@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
 from llama2q.config import ModelConfig
@@ -26,6 +25,7 @@ from llama2q.converter.meta_tensors import (
 from llama2q.converter.params import derive_config, read_params
 from llama2q.converter.pth import NUMPY_DTYPES, ShardFile
 from llama2q.errors import InvalidArgumentError, TensorSetError, TokenizerError
+from llama2q.tokenizer import Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 26
 
@@ -264,13 +264,7 @@ def _read_tokenizer(path: Path) -> bytes:
 
 
 def _check_tokenizer(path: Path, data: bytes, vocab_size: int) -> None:
-    try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except Exception as error:
-        raise TokenizerError(
-            f"{path} is not a SentencePiece model ({error}); download it again"
-        ) from error
-    n_pieces = int(processor.get_piece_size())
+    n_pieces = Tokenizer(data, name=str(path)).n_words
     if n_pieces != vocab_size:
         raise TokenizerError(
             f"tokenizer.model has {n_pieces} pieces; tok_embeddings has {vocab_size} rows. "

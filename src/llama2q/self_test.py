@@ -73,7 +73,7 @@ class SelfTestRun:
 def run_self_test() -> list[SelfTestRun]:
     """Compute the tiny model by every instruction set of this machine, with 1 and 2 threads."""
     runs = []
-    with tempfile.TemporaryDirectory(prefix="llama2q-") as folder:
+    with _temporary_folder() as folder:
         for (quant, kv_dtype), expected in EXPECTED.items():
             path = Path(folder) / f"{quant}.l2q"
             write_tiny_model(path, quant)
@@ -87,6 +87,11 @@ def run_self_test() -> list[SelfTestRun]:
                         ok = found == expected
                         runs.append(SelfTestRun(quant, kv_dtype, isa, n_threads, found, ok))
     return runs
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    # A map that is still alive keeps its file from being removed on Windows.
+    return tempfile.TemporaryDirectory(prefix="llama2q-", ignore_cleanup_errors=True)
 
 
 def write_tiny_model(path: Path, quant: str) -> None:
@@ -111,7 +116,7 @@ def logits_hash(file: L2qFile, kv_dtype: _core.KvDtype, isa: str, n_threads: int
 
 def decode_seconds(n_tokens: int) -> float:
     """Return how long the tiny model takes for some tokens one by one, all threads working."""
-    with tempfile.TemporaryDirectory(prefix="llama2q-") as folder:
+    with _temporary_folder() as folder:
         path = Path(folder) / "int4.l2q"
         write_tiny_model(path, "int4")
         with L2qFile(path) as file:

@@ -49,6 +49,10 @@ def convert(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted conversion.")
     ] = True,
+    no_checksums: Annotated[
+        bool,
+        typer.Option("--no-checksums", help="Do not compare files with the MD5 in checklist.chk."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
@@ -66,6 +70,7 @@ def convert(
                 grid=grid.value,
                 overwrite=force,
                 resume=resume,
+                verify_checksums=not no_checksums,
                 progress=bar,
             )
         if json:
@@ -79,7 +84,10 @@ def convert(
         note(
             f"{gigabytes(report.input_bytes)} -> {gigabytes(report.output_bytes)}, "
             f"{report.bits_per_weight:.2f} bits a weight, {report.seconds:.1f} s"
+            + (f"; {report.n_checksums} MD5 sums right" if report.n_checksums else "")
         )
+        if report.terms is not None:
+            note(report.terms)
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llama2q
 from faults import At, hooked, kill
+from llama2q.converter.converter import convert
 from llama2q.format import L2qFile
 
 MOST_OPERATIONS = 5000
@@ -55,7 +55,7 @@ class Trial:
         self.notes = folder.parent / "notes.json"
 
     def convert(self) -> None:
-        llama2q.convert(self.checkpoint, self.path, n_threads=2)
+        convert(self.checkpoint, self.path, n_threads=2)
 
     def clear(self) -> None:
         for place in self.path.parent.iterdir():

@@ -12,6 +12,9 @@ namespace {
 using std::to_string;
 
 void check_order(const Batch& b) {
+  // A table without columns may claim any number of rows, which `seen` would have to hold.
+  require(b.n_tokens == 0 || b.max_blocks > 0, "block_tables have no columns");
+  if (b.n_tokens == 0) return;
   std::vector<char> seen(static_cast<size_t>(b.n_sequences), 0);
   for (int64_t t = 0; t < b.n_tokens; ++t) {
     const int32_t sequence = b.sequence_of_token[t];

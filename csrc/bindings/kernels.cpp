@@ -43,6 +43,7 @@ py::tuple quantize_activations(const py::array& x, int64_t group_size, const Isa
           "group_size is " + std::to_string(group_size) + "; expected 32, 64 or 128");
   const KernelTable& table = table_of(isa);
   const int64_t n = x.shape(0), cols = x.shape(1);
+  require(cols > 0, "x has no columns");
   const int64_t n_groups = (cols + group_size - 1) / group_size;
   py::array_t<int8_t> codes({n, n_groups * group_size});
   auto scales = new_floats({n, n_groups});

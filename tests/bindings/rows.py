@@ -18,8 +18,7 @@ from llama2q import _core
 
 Arguments = dict[str, Any]
 N_BLOCKS = 4
-KV = TINY.n_kv_heads
-HEADS, WIDTH = TINY.n_heads, TINY.head_dim
+WIDTH = TINY.head_dim
 BIG, SMALL = 2**31 - 1, -(2**31)
 
 
@@ -158,6 +157,7 @@ ROWS: dict[str, Row] = {
             ("scales", f16(2, 3, 16)),
             ("scales", f16(2, 0, 16)),
         ],
+        free={"scales": (1,)},
     ),
     "Matrix.int8": Row(
         _core.Matrix.int8,
@@ -168,6 +168,7 @@ ROWS: dict[str, Row] = {
             ("codes", i8(2, 15, 64)),
             ("scales", f16(2, 5, 16)),
         ],
+        free={"scales": (1,)},
     ),
     "Matrix.dense": Row(
         _core.Matrix.dense,
@@ -188,7 +189,7 @@ ROWS: dict[str, Row] = {
             ("scales", f16(7, 3)),
             ("scales", f16(7, 5)),
         ],
-        free={"codes": (1,)},
+        free={"codes": (1,), "scales": (1,)},
     ),
     "Embedding.dense": Row(
         _core.Embedding.dense,
@@ -436,5 +437,3 @@ def matrix() -> _core.Matrix:
 
 SHAPE_FREE = ("swiglu", "exp")
 """Functions that take any number of dimensions."""
-EMPTY_OK: dict[str, tuple[str, ...]] = {}
-KV_HEADS = KV, HEADS

@@ -238,6 +238,10 @@ SCALARS = [
 @pytest.mark.parametrize(("name", "argument"), SCALARS)
 @pytest.mark.parametrize("value", [None, [], {}, object(), 2**64, -(2**63) - 1, 10**30, "\ud800"])
 def test_scalars_of_another_kind(name: str, argument: str, value: object) -> None:
+    optional = value is None and argument == "n_threads"
+    if optional or (type(value) is int and isinstance(PRESENT[name].good()[argument], float)):
+        outcome(name, {**PRESENT[name].good(), argument: value})
+        return
     with pytest.raises((TypeError, OverflowError, UnicodeEncodeError, *NAMED)):
         call(name, {**PRESENT[name].good(), argument: value})
 

@@ -34,4 +34,12 @@ inline bool any_of_16(const float* values, float least) {
   return found != 0;
 }
 
+// The first index whose value is at least `least`, which there is.
+inline int64_t first_of(const float* values, int64_t n, float least) {
+  int64_t i = 0;
+  while (i + 16 <= n && !any_of_16(values + i, least)) i += 16;
+  while (values[i] < least) ++i;
+  return i;
+}
+
 }  // namespace llama2q

@@ -1,9 +1,11 @@
 #include "model/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "base/check.h"
@@ -16,9 +18,25 @@ namespace {
 
 // Tokens that are sorted at first; then as many again as are sorted already.
 constexpr size_t kFirstSorted = 32;
+// From so many on, a band is sorted by its digits.
+constexpr size_t kRadixFrom = 1024;
 
 uint64_t key_of(float mass, int64_t id) {
   return uint64_t{std::bit_cast<uint32_t>(mass)} << 32 | ~static_cast<uint32_t>(id);
+}
+
+// Sorts keys in descending order of their masses, three digits of 11 bits; those of equal masses
+// keep their order. `spare` is as long as `keys`.
+void radix_sort(std::span<uint64_t> keys, std::span<uint64_t> spare) {
+  for (const int shift : {32, 43, 54}) {
+    const auto digit_of = [=](uint64_t key) { return 2047 - (key >> shift & 2047); };
+    std::array<uint32_t, 2049> starts{};
+    for (const uint64_t key : keys) ++starts[digit_of(key) + 1];
+    if (starts[digit_of(keys[0]) + 1] == keys.size()) continue;  // all digits are equal
+    for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+    for (const uint64_t key : keys) spare[starts[digit_of(key)]++] = key;
+    std::copy(spare.begin(), spare.end(), keys.begin());
+  }
 }
 
 void check_args(const SampleArgs& args) {
@@ -65,7 +83,17 @@ bool Sampler::collect(int64_t n, float min_p) {
 
 bool Sampler::has(size_t index, int64_t n, float min_p) {
   while (index >= n_sorted_) {
-    if (n_sorted_ == n_candidates_ && !collect(n, min_p)) return false;
+    if (n_sorted_ == n_candidates_) {
+      if (!collect(n, min_p)) return false;
+      const size_t count = n_candidates_ - n_sorted_;
+      if (count >= kRadixFrom) {
+        spare_.resize(std::max(spare_.size(), count));
+        radix_sort(std::span(candidates_).subspan(n_sorted_, count),
+                   std::span(spare_).first(count));
+        n_sorted_ = n_candidates_;
+        continue;
+      }
+    }
     const auto first = candidates_.begin() + static_cast<std::ptrdiff_t>(n_sorted_);
     const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(n_candidates_);
     n_sorted_ = std::min(n_candidates_, n_sorted_ + std::max(kFirstSorted, n_sorted_));
@@ -85,7 +113,7 @@ int32_t Sampler::sample(const KernelTable& kernels, const float* logits, int64_t
     throw NonFinite("the logits hold NaN or +inf, or are -inf throughout; no token can be drawn");
   }
   if (args.temperature == 0.0f) {
-    return static_cast<int32_t>(std::find(logits, logits + n, largest) - logits);
+    return static_cast<int32_t>(first_of(logits, n, largest));
   }
   mass_.resize(static_cast<size_t>(n));
   kernels.exp_scaled(logits, n, largest, args.temperature, mass_.data());

@@ -42,6 +42,7 @@ class Sampler {
   std::vector<float> mass_;
   // Bits of the mass, which ascend with it, then of ~id: a larger key comes first.
   std::vector<uint64_t> candidates_;
+  std::vector<uint64_t> spare_;
   size_t n_candidates_ = 0;
   size_t n_sorted_ = 0;
   float bound_ = 0.0f;  // masses from here up have been collected

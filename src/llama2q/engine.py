@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,62 +318,10 @@ class Engine:
             span.sequence.advance(len(span.token_ids))
         return logits
 
-
-    def fork(
-        self,
-        source: Sequence,
-        n_tokens: int,
-        capacity: int,
-        *,
-        wait: bool = False,
-        finishes: bool = False,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Sequence:
-        """Make a sequence that begins with the first tokens of another.
-
-        Full blocks are shared, a last one that is not full is copied; nothing is computed.
-
-        Parameters
-        ----------
-        source : Sequence
-            Holds at least `n_tokens`; it may go on growing.
-        n_tokens : int
-            How many tokens both have.
-        capacity : int
-            Most tokens that the new sequence will ever hold.
-        wait, finishes, cancelled
-            See `BlockPool.reserve`, also for what it raises.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If the source has fewer tokens.
-        """
-        if not 0 <= n_tokens <= source.n_tokens:
-            raise InvalidArgumentError(
-                f"cannot fork at {n_tokens} tokens; the sequence has {source.n_tokens}"
-            )
-        n_full, n_rest = divmod(n_tokens, BLOCK)
-        sequence = Sequence(
-            self.pool,
-            capacity,
-            shared=source.blocks[:n_full],
-            wait=wait,
-            finishes=finishes,
-            cancelled=cancelled,
-        )
-        try:
-            if n_rest:
-                sequence.ensure(n_tokens)
-                self._open_model().copy_blocks(
-                    np.array([source.blocks[n_full]], np.int32),
-                    np.array([sequence.blocks[n_full]], np.int32),
-                )
-                sequence.advance(n_rest)
-        except BaseException:
-            sequence.release()
-            raise
-        return sequence
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy keys and values of one block to another, in every layer."""
+        ids = np.array([source, destination], np.int32)
+        self._open_model().copy_blocks(ids[:1], ids[1:])
 
 
 def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:

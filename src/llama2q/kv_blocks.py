@@ -224,6 +224,59 @@ class Sequence:
         """Number of tokens whose keys and values are in the cache."""
         return self._n_tokens
 
+    def fork(
+        self,
+        n_tokens: int,
+        capacity: int,
+        copy_block: Callable[[int, int], None],
+        *,
+        wait: bool = False,
+        finishes: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Sequence:
+        """Make a sequence that begins with the first tokens of this one.
+
+        Full blocks are shared; a last one that is not full is copied, since both write on in it.
+
+        Parameters
+        ----------
+        n_tokens : int
+            How many tokens both have; this one may have more, and go on growing.
+        capacity : int
+            Most tokens that the new sequence will ever hold.
+        copy_block : callable
+            Copies the keys and values of one block (first argument) to another.
+        wait, finishes, cancelled
+            See `BlockPool.reserve`, also for what it raises.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If this sequence has fewer tokens.
+        """
+        if not 0 <= n_tokens <= self._n_tokens:
+            raise InvalidArgumentError(
+                f"cannot fork at {n_tokens} tokens; the sequence has {self._n_tokens}"
+            )
+        n_full, n_rest = divmod(n_tokens, BLOCK)
+        sequence = Sequence(
+            self._pool,
+            capacity,
+            shared=self._blocks[:n_full],
+            wait=wait,
+            finishes=finishes,
+            cancelled=cancelled,
+        )
+        try:
+            if n_rest:
+                sequence.ensure(n_tokens)
+                copy_block(self._blocks[n_full], sequence._blocks[n_full])
+                sequence.advance(n_rest)
+        except BaseException:
+            sequence.release()
+            raise
+        return sequence
+
     def ensure(self, n_tokens: int) -> None:
         """Own blocks enough for this many tokens.
 

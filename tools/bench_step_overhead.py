@@ -29,9 +29,7 @@ from llama2q.config import ModelConfig
 from synthetic_l2q import write_l2q
 
 VOCAB_SIZE = 32000
-MINI_TOKENIZER = (
-    Path(__file__).resolve().parents[1] / "tests" / "data" / "mini" / "tokenizer.model"
-)
+MINI_TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "data" / "mini" / "tokenizer.model"
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "top_p 0.9": {},
@@ -132,9 +130,7 @@ def step_times(
         setattr(_core, name, rest_clock.wrap(function))
     try:
         samples = llm._samples([1, 5, 6, 7], params)
-        batch = llama2q.generate.batch.Batch(
-            llm.engine, samples, _core.CancelFlag(), finishes=True
-        )
+        batch = llama2q.generate.batch.Batch(llm.engine, samples, _core.CancelFlag(), finishes=True)
         times = []
         while not batch.is_done:
             step_clock.seconds = rest_clock.seconds = 0.0

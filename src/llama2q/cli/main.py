@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
+from llama2q.cli.generate import generate
 from llama2q.cli.inspect import describe, print_description
+from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.score import score
 
 app = typer.Typer(
     help="Run Llama 2 from one quantized .l2q file.",
@@ -21,32 +23,11 @@ app = typer.Typer(
 )
 
 
-class KvChoice(StrEnum):
-    """Types of the KV cache."""
-
-    auto = "auto"
-    f32 = "f32"
-    f16 = "f16"
-    int8 = "int8"
-
-
 class Protocol(StrEnum):
     """Protocols of perplexity."""
 
     llama_cpp = "llama.cpp"
     gptq = "gptq"
-
-
-ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .l2q model file.")]
-Context = Annotated[
-    int | None, typer.Option("--ctx", help="Context in tokens; the model's own if not given.")
-]
-Kv = Annotated[KvChoice, typer.Option("--kv", help="Type of the KV cache.")]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", help="Computing threads; all physical cores if not given."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _version(show: bool) -> None:
@@ -67,60 +48,6 @@ def _options(
     ] = False,
 ) -> None:
     set_up(verbose)
-
-
-@app.command()
-def generate(
-    file: ModelFile,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - is stdin.")],
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Stop after this many tokens; if not given, at the end.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 0.9,
-    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
-    ctx: Context = None,
-    kv: Kv = KvChoice.auto,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Continue PROMPT: new text to stdout as it comes, speed to stderr."""
-    with exit_codes():
-        import llama2q
-
-        if prompt == "-":
-            prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
-        params = llama2q.SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            max_tokens=max_tokens,
-            stop=stop or (),
-        )
-        with (
-            llama2q.load(file, n_ctx=ctx, kv_dtype=kv.value, n_threads=threads) as llm,
-            llm.stream(prompt, params) as stream,
-        ):
-            for chunk in stream:
-                if not json:
-                    print(chunk.text, end="", flush=True)
-            completion = stream.completion
-            kv_dtype = llm.engine.kv_dtype
-        if json:
-            print_json(asdict(completion))
-        else:
-            print()
-        usage, timings = completion.usage, completion.timings
-        note(
-            f"prompt {usage.prompt_tokens} tokens, {timings.prompt_tokens_per_second:.1f} tok/s; "
-            f"new {usage.completion_tokens} tokens, {timings.tokens_per_second:.1f} tok/s; "
-            f"KV {kv_dtype}; seed {completion.seed}; ended by {completion.finish_reason}"
-        )
 
 
 @app.command()
@@ -176,6 +103,10 @@ def perplexity(
             f"{result.n_tokens} tokens scored in {result.n_chunks} chunks, protocol "
             f"{result.protocol}, KV {values['kv_dtype']}, {result.seconds:.1f} s"
         )
+
+
+for command in (generate, score):
+    app.command()(command)
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def test_float64_definition(seed: int, vocab: int) -> None:
 
     Each is off by at most u of its own result, and the repetition penalty scales what came before
     by at most 3 or 1 / 0.5; so the error is at most 5 u (1 + 3) of the sum of all magnitudes.
-    A bias whose sum with the logit rounds to the other side of 0 is one magnitude smaller still.
+    A rounded sum has the sign of the exact one, so both take the same side of the penalty.
     """
     logits, how = case(seed, vocab, 0)
     wide = {

@@ -306,7 +306,7 @@ class Sequence:
         self._n_tokens += n_tokens
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget all but the first tokens; blocks no longer needed stay reserved.
+        """Forget all but the first tokens; blocks no longer needed stay reserved, unless shared.
 
         Raises
         ------

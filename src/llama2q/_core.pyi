@@ -119,9 +119,12 @@ class Model:
         output: Literal["logits", "hidden"] = "logits",
         cancel: CancelFlag | None = None,
     ) -> _F32:
-        """The ragged step. token_ids, positions, sequence_of_token (n,); block_tables
-        (n_sequences, max_blocks), -1 where a sequence has no block; output_rows (m,) indices of
-        tokens. Returns float32 (m, vocab_size) or, for "hidden", (m, dim) after the final norm."""
+        """The ragged step.
+
+        token_ids, positions, sequence_of_token (n,); block_tables (n_sequences, max_blocks), -1
+        where a sequence has no block; output_rows (m,) strictly ascending indices of tokens.
+        Returns float32 (m, vocab_size) or, for "hidden", (m, dim) after the final norm.
+        """
 
     def copy_blocks(self, source: _I32, destination: _I32) -> None:
         """Copy K and V of block source[i] to destination[i] in every layer."""

@@ -234,7 +234,8 @@ class Writer:
             )
 
     def _open_part(self) -> BinaryIO:
-        descriptor = os.open(self._part_path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(self._part_path, flags, 0o666)  # less the umask
         part = open(descriptor, "r+b", buffering=0)  # noqa: PTH123
         if not _lock(part) or not _is_file(part, self._part_path):
             part.close()

@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "base/check.h"
 #include "base/float_env.h"
@@ -28,15 +29,17 @@ uint64_t key_of(float mass, int64_t id) {
 // Sorts keys in descending order of their masses, three digits of 11 bits; those of equal masses
 // keep their order. `spare` is as long as `keys`.
 void radix_sort(std::span<uint64_t> keys, std::span<uint64_t> spare) {
+  std::span<uint64_t> from = keys, to = spare;
   for (const int shift : {32, 43, 54}) {
     const auto digit_of = [=](uint64_t key) { return 2047 - (key >> shift & 2047); };
     std::array<uint32_t, 2049> starts{};
-    for (const uint64_t key : keys) ++starts[digit_of(key) + 1];
-    if (starts[digit_of(keys[0]) + 1] == keys.size()) continue;  // all digits are equal
+    for (const uint64_t key : from) ++starts[digit_of(key) + 1];
+    if (starts[digit_of(from[0]) + 1] == from.size()) continue;  // all digits are equal
     for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
-    for (const uint64_t key : keys) spare[starts[digit_of(key)]++] = key;
-    std::copy(spare.begin(), spare.end(), keys.begin());
+    for (const uint64_t key : from) to[starts[digit_of(key)]++] = key;
+    std::swap(from, to);
   }
+  if (from.data() != keys.data()) std::copy(from.begin(), from.end(), keys.begin());
 }
 
 void check_args(const SampleArgs& args) {

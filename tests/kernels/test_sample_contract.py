@@ -44,9 +44,14 @@ def drawn_token(
 
 
 @pytest.mark.parametrize("shape", ["normal", "peaked", "levels"])
-@given(seed=SEEDS, vocab=st.sampled_from([1, 9, 100, 1500, 5000]),
-       temperature=st.sampled_from([0.4, 1.0, 3.0]), top_p=st.sampled_from([0.3, 0.9, 1.0]),
-       top_k=st.sampled_from([0, 5, 40, 2000]), min_p=st.sampled_from([0.0, 0.001, 0.1]))  # fmt: skip
+@given(
+    seed=SEEDS,
+    vocab=st.sampled_from([1, 9, 100, 1500, 5000]),
+    temperature=st.sampled_from([0.4, 1.0, 3.0]),
+    top_p=st.sampled_from([0.3, 0.9, 0.999, 1.0]),
+    top_k=st.sampled_from([0, 5, 40, 2000]),
+    min_p=st.sampled_from([0.0, 0.001, 0.1]),
+)
 def test_every_draw(shape: str, seed: int, vocab: int, **how: Any) -> None:
     """Levels: only a few different logits, so that almost all are ties."""
     rng = np.random.default_rng(seed)

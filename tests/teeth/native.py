@@ -316,8 +316,8 @@ NATIVE = (
     fault(
         "large bands sorted in another order of ids",
         "csrc/model/sampler.cpp",
-        "for (const uint64_t key : keys) spare[starts[digit_of(key)]++] = key;",
-        "for (size_t i = keys.size(); i-- > 0;) spare[starts[digit_of(keys[i])]++] = keys[i];",
+        "for (const uint64_t key : from) to[starts[digit_of(key)]++] = key;",
+        "for (size_t i = from.size(); i-- > 0;) to[starts[digit_of(from[i])]++] = from[i];",
         "kernels/test_sample_contract.py",
         "generate/test_same_text.py::test_large_vocabulary",
     ),

@@ -115,6 +115,9 @@ class Llama:
             beyond the room is not generated: finish_reason is then "length".
         KvCacheFullError
             If open streams hold the KV cache.
+        NonFiniteError
+            If the settings leave no token (all are banned) or a logits processor returns NaN or
+            +inf. What a processor raises itself comes out as it is.
         """
         settings = SamplingParams.of(params, sampling)
         single = _is_prompt(prompt)

@@ -56,8 +56,8 @@ std::span<const T> span_of(const py::array& array) {
 
 // Rows are short work: the GIL is kept.
 void edit(py::array& logits, const py::array& bias_ids, const py::array& biases,
-          const py::array& seen_ids, const py::array& counts, float repetition, float frequency,
-          float presence, const py::array& banned_ids) {
+          const py::array& seen_ids, const py::array& counts, double repetition, double frequency,
+          double presence, const py::array& banned_ids) {
   check_array(logits, "logits", "float32", {kAny});
   require(logits.writeable(), "logits are read-only; they are edited in place");
   check_array(bias_ids, "bias_ids", "int32", {kAny});

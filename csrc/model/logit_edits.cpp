@@ -30,9 +30,11 @@ void check_edits(const LogitEdits& edits, int64_t n) {
   for (const int32_t count : edits.counts) {
     require(count >= 0, "counts hold " + std::to_string(count) + "; expected at least 0");
   }
-  require(edits.repetition > 0.0f && std::isfinite(edits.repetition),
+  const float repetition = static_cast<float>(edits.repetition);
+  require(repetition > 0.0f && std::isfinite(repetition),
           "repetition is " + std::to_string(edits.repetition) + "; expected more than 0");
-  require(std::isfinite(edits.frequency) && std::isfinite(edits.presence),
+  require(std::isfinite(static_cast<float>(edits.frequency)) &&
+              std::isfinite(static_cast<float>(edits.presence)),
           "frequency is " + std::to_string(edits.frequency) + ", presence " +
               std::to_string(edits.presence) + "; expected finite numbers");
 }
@@ -41,13 +43,16 @@ void check_edits(const LogitEdits& edits, int64_t n) {
 
 void edit_logits(float* logits, int64_t n, const LogitEdits& edits) {
   check_edits(edits, n);
+  const float repetition = static_cast<float>(edits.repetition);
+  const float frequency = static_cast<float>(edits.frequency);
+  const float presence = static_cast<float>(edits.presence);
   for (size_t i = 0; i < edits.bias_ids.size(); ++i) logits[edits.bias_ids[i]] += edits.biases[i];
   for (size_t i = 0; i < edits.seen_ids.size(); ++i) {
     float& x = logits[edits.seen_ids[i]];
-    x = x > 0.0f ? x / edits.repetition : x * edits.repetition;
+    x = x > 0.0f ? x / repetition : x * repetition;
     if (edits.counts[i] > 0) {
-      x -= edits.frequency * static_cast<float>(edits.counts[i]);
-      x -= edits.presence;
+      x -= frequency * static_cast<float>(edits.counts[i]);
+      x -= presence;
     }
   }
   for (const int32_t id : edits.banned_ids) logits[id] = -std::numeric_limits<float>::infinity();

@@ -11,9 +11,10 @@ struct LogitEdits {
   std::span<const float> biases;      // [bias_ids]; -inf bans a token
   std::span<const int32_t> seen_ids;  // distinct: the tokens of prompt and output
   std::span<const int32_t> counts;    // [seen_ids]: times in the output
-  float repetition = 1.0f;            // above 0
-  float frequency = 0.0f;
-  float presence = 0.0f;
+  // Rounded to float32 here, under the contract's environment.
+  double repetition = 1.0;  // above 0
+  double frequency = 0.0;
+  double presence = 0.0;
   std::span<const int32_t> banned_ids;
 };
 

@@ -20,6 +20,7 @@ from llama2q.generate.llama import Llama, load
 from llama2q.generate.logprobs import Logprob
 from llama2q.generate.score import Score
 from llama2q.generate.stream import Stream
+from llama2q.plan import Plan, plan
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ __all__ = [
     "Llama2qError",
     "Logprob",
     "ModelConfig",
+    "Plan",
     "SamplingParams",
     "Score",
     "Stream",
@@ -54,4 +56,5 @@ __all__ = [
     "convert",
     "errors",
     "load",
+    "plan",
 ]

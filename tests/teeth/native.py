@@ -324,8 +324,8 @@ NATIVE = (
     fault(
         "repetition penalty divides negative logits too",
         "csrc/model/logit_edits.cpp",
-        "x = x > 0.0f ? x / edits.repetition : x * edits.repetition;",
-        "x = x / edits.repetition;",
+        "x = x > 0.0f ? x / repetition : x * repetition;",
+        "x = x / repetition;",
         f"{EDITS}::test_meanings",
     ),
     fault(
@@ -339,8 +339,8 @@ NATIVE = (
     fault(
         "frequency penalty once per token",
         "csrc/model/logit_edits.cpp",
-        "edits.frequency * static_cast<float>(edits.counts[i])",
-        "edits.frequency * static_cast<float>(edits.counts[i] > 0 ? 1 : 0)",
+        "frequency * static_cast<float>(edits.counts[i])",
+        "frequency * static_cast<float>(edits.counts[i] > 0 ? 1 : 0)",
         f"{EDITS}::test_meanings",
     ),
     fault(

@@ -10,10 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
+from llama2q.cli.doctor import doctor
 from llama2q.cli.generate import generate
-from llama2q.cli.inspect import describe, print_description
+from llama2q.cli.inspect import describe, print_description, print_licences
 from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.plan import plan
 from llama2q.cli.score import score
+from llama2q.cli.verify import verify
 
 app = typer.Typer(
     help="Run Llama 2 from one quantized .l2q file.",
@@ -54,6 +57,9 @@ def _options(
 def inspect(
     file: ModelFile,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    licences: Annotated[
+        bool, typer.Option("--licences", help="Print the licence texts in the file.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what is in FILE; reads its header only."""
@@ -61,9 +67,11 @@ def inspect(
         from llama2q.format.reader import L2qFile
 
         with L2qFile(file) as opened:
-            description = describe(opened, tensors=tensors)
+            description = describe(opened, tensors=tensors, licences=licences)
         if json:
             print_json(description)
+        elif licences:
+            print_licences(description)
         else:
             print_description(description)
 
@@ -105,7 +113,7 @@ def perplexity(
         )
 
 
-for command in (generate, score):
+for command in (generate, score, plan, verify, doctor):
     app.command()(command)
 
 

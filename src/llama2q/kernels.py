@@ -279,24 +279,21 @@ def edit_logits(
     presence: float = 0.0,
     banned_ids: Sequence[int] = (),
 ) -> NDArray[np.float32]:
-    """Apply bias, penalties and bans to one row of logits, by vLLM's definitions.
+    """Apply bias, penalties and bans to one row of logits, by vLLM's definitions, in this order.
 
-    In this order, each a float32 operation: bias is added; logits of the tokens of prompt and
-    output are divided by `repetition` if positive, else multiplied; from those of the output,
-    `frequency` times their count there, then `presence`, is subtracted; banned ones become -inf.
+    `bias` is added; logits of the tokens of prompt and output are divided by `repetition` if
+    positive, else multiplied; from those of the output, `frequency` times their count there, then
+    `presence`, is subtracted; `banned_ids` become -inf.
 
     Parameters
     ----------
     logits : float32, (vocab_size,)
-        Not changed.
     bias : mapping of int to float or None
         By token id; -inf bans.
     prompt_ids, output_ids : sequence of int
-        The text so far.
     repetition, frequency, presence : float
         1, 0 and 0 are off.
     banned_ids : sequence of int
-        Tokens that may not be drawn.
 
     Returns
     -------
@@ -305,11 +302,9 @@ def edit_logits(
     Raises
     ------
     InvalidArgumentError
-        An id is outside the vocabulary, or a number is not finite.
+        An id is outside the vocabulary, or a number not finite.
     """
-    counts = dict.fromkeys(prompt_ids, 0)
-    for token in output_ids:
-        counts[token] = counts.get(token, 0) + 1
+    counts = {token: output_ids.count(token) for token in {*prompt_ids, *output_ids}}
     bias = bias or {}
     edited = logits.copy()
     _core.edit_logits(
@@ -335,21 +330,17 @@ def logprobs(
     ----------
     logits : float32, (n, vocab_size)
     chosen : int32, (n,)
-        A token per row.
     k : int
         From 0 to vocab_size.
-    isa : str or None
+    isa
         See the module.
 
     Returns
     -------
-    ids : int32, (n, k)
-        The likeliest, in order of rank; equal ones in order of id.
-    values : float32, (n, k)
-        Their log-probabilities.
-    chosen_values : float32, (n,)
-    chosen_ranks : int32, (n,)
-        From 1.
+    ids, values : int32 and float32, (n, k)
+        The likeliest, in order of rank (equal ones by id), and their log-probabilities.
+    chosen_values, chosen_ranks : float32 and int32, (n,)
+        Ranks count from 1.
 
     Raises
     ------

@@ -10,6 +10,7 @@ the environment variable LLAMA2Q_ISA says. `n_threads` None takes the physical c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -304,7 +305,7 @@ def edit_logits(
     InvalidArgumentError
         An id is outside the vocabulary, or a number not finite.
     """
-    counts = {token: output_ids.count(token) for token in {*prompt_ids, *output_ids}}
+    counts = {**dict.fromkeys(prompt_ids, 0), **Counter(output_ids)}
     bias = bias or {}
     edited = logits.copy()
     _core.edit_logits(
@@ -332,8 +333,6 @@ def logprobs(
     chosen : int32, (n,)
     k : int
         From 0 to vocab_size.
-    isa
-        See the module.
 
     Returns
     -------

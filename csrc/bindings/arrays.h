@@ -73,9 +73,18 @@ inline void check_array(const py::array& array, const char* name, const char* dt
   }
 }
 
+// NumPy can view memory from any byte on; reading elements that straddle their size is undefined.
+inline const void* aligned_data(const py::array& array) {
+  if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0) {
+    throw InvalidArgument("an array of shape " + shape_text(array) +
+                          " is not aligned to the size of its elements; pass a copy of it");
+  }
+  return array.data();
+}
+
 template <class T>
 const T* data_of(const py::array& array) {
-  return static_cast<const T*>(array.data());
+  return static_cast<const T*>(aligned_data(array));
 }
 
 inline py::array_t<float> new_floats(std::initializer_list<py::ssize_t> shape) {

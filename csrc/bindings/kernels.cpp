@@ -81,6 +81,10 @@ py::array_t<float> rope(const py::array& x, const py::array& positions, const py
   check_array(positions, "positions", "int32", {x.shape(0)});
   require(x.shape(2) % 2 == 0, "head_dim is odd; RoPE rotates pairs");
   check_array(inv_freq, "inv_freq", "float64", {x.shape(2) / 2});
+  for (py::ssize_t i = 0; i < inv_freq.size(); ++i) {
+    const double frequency = data_of<double>(inv_freq)[i];
+    require(frequency >= 0.0 && frequency <= 1.0, "a value of inv_freq lies outside [0, 1]");
+  }
   const KernelTable& table = table_of(isa);
   const int64_t n = x.shape(0), n_heads = x.shape(1), head_dim = x.shape(2);
   for (int64_t t = 0; t < n; ++t) {

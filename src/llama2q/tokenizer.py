@@ -163,6 +163,19 @@ class Tokenizer:
         pieces = [decoder.push(operator.index(token)) for token in ids]
         return "".join(pieces) + decoder.flush()
 
+    def text_of(self, token: int) -> str:
+        """Return the text that a token adds inside a text, its leading space included.
+
+        That of a byte piece that is no character by itself is U+FFFD.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the id is not in [0, vocab_size).
+        """
+        text = self._text_of(token)
+        return bytes([text]).decode(errors="replace") if isinstance(text, int) else text
+
     def _text_of(self, token: int) -> str | int:
         """Text of an ordinary piece, spaces in place, or the value of a byte piece."""
         if not 0 <= token < self._n_words:

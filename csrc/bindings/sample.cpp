@@ -60,6 +60,7 @@ void edit(py::array& logits, const py::array& bias_ids, const py::array& biases,
           double presence, const py::array& banned_ids) {
   check_array(logits, "logits", "float32", {kAny});
   require(logits.writeable(), "logits are read-only; they are edited in place");
+  aligned_data(logits);
   check_array(bias_ids, "bias_ids", "int32", {kAny});
   check_array(biases, "biases", "float32", {bias_ids.size()});
   check_array(seen_ids, "seen_ids", "int32", {kAny});

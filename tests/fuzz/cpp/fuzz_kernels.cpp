@@ -97,7 +97,8 @@ void fuzz_matmul(Input& input) {
   const Embedding table_rows(input, rows, cols, input.pick<int64_t>({32, 64, 128}), wild);
   const Exact<float> x = reals(input, n * cols);
   const int64_t id = input.between(0, rows - 1);
-  const int threads = static_cast<int>(input.between(1, 3));
+  // Rarely several: on a busy machine each phase waits for the system to run them.
+  const int threads = input.byte() % 16 == 0 ? 3 : 1;
   struct Results {
     bool finite;
     Exact<float> y, row;

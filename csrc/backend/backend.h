@@ -25,6 +25,9 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  // Bytes of work space held now.
+  virtual int64_t work_bytes() const = 0;
+
   // token_ids i32 [n] -> x f32 [n, dim]. The ids have been checked.
   virtual void embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) = 0;
   // RMSNorm, activation quantization, wq/wk/wv, RoPE; appends K and V. x [n, dim] -> q [n, dim].

@@ -25,6 +25,24 @@ int64_t job_bands(const MatmulArgs& job) {
 CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
     : kernels_(kernels), pool_(n_threads) {}
 
+int64_t CpuBackend::work_bytes() const {
+  return normed_.bytes() + codes_.bytes() + scales_.bytes() + corrections_.bytes() + keys_.bytes() +
+         values_.bytes() + scratch_.bytes();
+}
+
+int64_t CpuBackend::work_bytes(const WorkShape& shape, int n_threads) {
+  constexpr int64_t kFloat = sizeof(float);
+  const int64_t widest = std::max(shape.dim, shape.hidden_dim);
+  const int64_t n_groups =
+      shape.group_size == 0 ? 0 : (widest + shape.group_size - 1) / shape.group_size;
+  const int64_t normed = shape.dim * kFloat;
+  const int64_t codes = n_groups * shape.group_size;
+  const int64_t scales_and_corrections = n_groups * (kFloat + int64_t{sizeof(int32_t)});
+  const int64_t keys_and_values = 2 * shape.kv_dim * kFloat;
+  return shape.n_tokens * (normed + codes + scales_and_corrections + keys_and_values) +
+         n_threads * attention_scratch(shape.heads_per_kv_head, shape.head_dim) * kFloat;
+}
+
 bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
                          std::span<const MatrixView* const> readers, ActivationView& view) {
   const int64_t cols = readers.front()->cols;

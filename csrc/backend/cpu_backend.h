@@ -10,12 +10,24 @@
 
 namespace llama2q {
 
+// What decides the size of a backend's buffers.
+struct WorkShape {
+  int64_t n_tokens;  // of one pass over the layers
+  int64_t dim, hidden_dim, kv_dim, head_dim;
+  int64_t heads_per_kv_head;
+  int64_t group_size;  // of the quantized matrices; 0 if all are dense
+};
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const KernelTable& kernels, int n_threads);
 
   const KernelTable& kernels() const { return kernels_; }
   int n_threads() const { return pool_.n_threads(); }
+
+  // Bytes that the buffers below have grown to, and what a step of that shape makes of them.
+  int64_t work_bytes() const override;
+  static int64_t work_bytes(const WorkShape& shape, int n_threads);
 
   void embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) override;
   bool qkv(const LayerView& layer, float eps, const Batch& batch, const KvLayerView& cache,

@@ -14,6 +14,10 @@ namespace llama2q {
 namespace {
 
 #if defined(__x86_64__)
+// Bits of XCR0: the register state that AVX and AVX-512 need saved.
+constexpr uint64_t kYmm = 0x6;
+constexpr uint64_t kZmm = 0xe6;
+
 struct Registers {
   unsigned a = 0, b = 0, c = 0, d = 0;
 };
@@ -35,14 +39,12 @@ uint64_t saved_state() {
 }
 
 bool has_avx2() {
-  constexpr uint64_t kYmm = 0x6;
   const Registers one = cpuid(1, 0), seven = cpuid(7, 0);
   return (saved_state() & kYmm) == kYmm && bit(one.c, 12) /* FMA */ && bit(one.c, 28) /* AVX */ &&
          bit(one.c, 29) /* F16C */ && bit(seven.b, 5) /* AVX2 */;
 }
 
 bool has_avx512vnni() {
-  constexpr uint64_t kZmm = 0xe6;
   const Registers seven = cpuid(7, 0);
   return has_avx2() && (saved_state() & kZmm) == kZmm && bit(seven.b, 16) /* F */ &&
          bit(seven.b, 17) /* DQ */ && bit(seven.b, 30) /* BW */ && bit(seven.b, 31) /* VL */ &&
@@ -72,6 +74,41 @@ const std::vector<const KernelTable*>& available_kernels() {
     return found;
   }();
   return tables;
+}
+
+std::vector<std::string> compiled_kernels() {
+  std::vector<std::string> names{kScalarKernels.name};
+#if defined(LLAMA2Q_HAVE_AVX2)
+  names.emplace_back("avx2");
+#endif
+#if defined(LLAMA2Q_HAVE_AVX512VNNI)
+  names.emplace_back("avx512vnni");
+#endif
+  return names;
+}
+
+std::vector<std::string> cpu_features() {
+  std::vector<std::string> names;
+#if defined(__x86_64__)
+  const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
+  const uint64_t state = saved_state();
+  const bool ymm = (state & kYmm) == kYmm, zmm = (state & kZmm) == kZmm;
+  const auto add = [&](const char* name, bool present) {
+    if (present) names.emplace_back(name);
+  };
+  add("avx", ymm && bit(one.c, 28));
+  add("fma", ymm && bit(one.c, 12));
+  add("f16c", ymm && bit(one.c, 29));
+  add("avx2", ymm && bit(seven.b, 5));
+  add("avxvnni", ymm && bit(seven_one.a, 4));
+  add("avx512f", zmm && bit(seven.b, 16));
+  add("avx512dq", zmm && bit(seven.b, 17));
+  add("avx512bw", zmm && bit(seven.b, 30));
+  add("avx512vl", zmm && bit(seven.b, 31));
+  add("avx512vnni", zmm && bit(seven.c, 11));
+  add("avx512bf16", zmm && bit(seven_one.a, 5));
+#endif
+  return names;
 }
 
 const KernelTable& default_kernels() {

@@ -12,6 +12,13 @@ namespace llama2q {
 // Tables that this build holds and this CPU can run, slowest first; "scalar" is always there.
 const std::vector<const KernelTable*>& available_kernels();
 
+// Names of the tables that this build holds, slowest first, whether the CPU can run them or not.
+std::vector<std::string> compiled_kernels();
+
+// What this CPU and operating system offer of what our kernels use or may use: "avx2", "fma", ...
+// Empty where nothing is asked (other families than x86-64).
+std::vector<std::string> cpu_features();
+
 // LLAMA2Q_ISA from the environment, or the fastest. Throws UnsupportedIsa for a name that is
 // unknown or not available, with the names that are.
 const KernelTable& default_kernels();

@@ -28,6 +28,7 @@ class Buffer {
     return data_;
   }
   T* data() { return data_; }
+  int64_t bytes() const { return capacity_ * static_cast<int64_t>(sizeof(T)); }
 
  private:
   void release() {

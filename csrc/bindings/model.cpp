@@ -80,6 +80,7 @@ class PyModel {
 
   int64_t n_blocks() const { return forward_->cache().n_blocks(); }
   int n_threads() const { return n_threads_; }
+  int64_t work_bytes() const { return forward_->work_bytes(); }
   const std::string& isa() const { return isa_; }
   const char* kv_dtype() const { return name_of(forward_->cache().type()); }
 
@@ -290,6 +291,8 @@ void bind_model(py::module_& m) {
       .def_property_readonly("n_blocks", &PyModel::n_blocks)
       .def_property_readonly("n_threads", &PyModel::n_threads)
       .def_property_readonly("isa", &PyModel::isa)
+      .def_property_readonly("work_bytes", &PyModel::work_bytes,
+                             "Bytes of work space held now; it grows with the first steps.")
       .def_property_readonly("kv_dtype", &PyModel::kv_dtype)
       .def("step", &PyModel::step, arg("token_ids"), arg("positions"), arg("sequence_of_token"),
            arg("block_tables"), arg("output_rows"), arg("output") = "logits",
@@ -314,6 +317,25 @@ void bind_model(py::module_& m) {
            "x + w2 @ hidden, float32 (n, dim).")
       .def("output", &PyModel::output, arg("x"), arg("output") = "logits",
            "Final norm, then the output matrix unless output=\"hidden\".");
+  m.def(
+      "work_bytes",
+      [](const py::dict& config, int64_t group_size, int n_threads, int64_t n_tokens,
+         int64_t n_rows) {
+        return Forward::work_bytes(config_of(config), group_size, n_threads, n_tokens, n_rows);
+      },
+      arg("config"), arg("group_size"), arg("n_threads"), arg("n_tokens"), arg("n_rows"),
+      "Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at "
+      "most; group_size 0 if all matrices are dense. Model.work_bytes is what it holds now.");
+  m.def(
+      "kv_bytes",
+      [](const py::dict& config, const std::string& kv_dtype, int64_t n_blocks) {
+        const Config shape = config_of(config);
+        shape.check();
+        return KvCache::bytes_for(kv_type_of(kv_dtype), shape.n_layers, n_blocks, shape.n_kv_heads,
+                                  shape.head_dim());
+      },
+      arg("config"), arg("kv_dtype"), arg("n_blocks"),
+      "Bytes of a KV cache whose blocks have all been written.");
 }
 
 }  // namespace llama2q

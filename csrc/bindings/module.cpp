@@ -12,6 +12,14 @@
 namespace llama2q {
 namespace {
 
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang++ " __clang_version__;
+#elif defined(__GNUC__)
+constexpr const char* kCompiler = "g++ " __VERSION__;
+#else
+constexpr const char* kCompiler = "unknown";
+#endif
+
 // Raises the class of that name from llama2q.errors.
 void raise(const char* name, const std::exception& error) {
   const py::object type = py::module_::import("llama2q.errors").attr(name);
@@ -43,6 +51,7 @@ PYBIND11_MODULE(_core, m) {
   using namespace llama2q;
   m.doc() = "Kernels and forward pass of llama2q. Arrays are C-contiguous; see _core.pyi.";
   m.attr("__version__") = LLAMA2Q_VERSION;
+  m.attr("COMPILER") = kCompiler;
   m.attr("BLOCK_SIZE") = kBlockSize;
   m.attr("BAND_ROWS") = kBandRows;
   py::register_exception_translator(translate);
@@ -57,6 +66,10 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "default_isa", [] { return std::string(default_kernels().name); },
       "Name of the one used when none is asked for: LLAMA2Q_ISA, or the fastest.");
+  m.def("compiled_isas", compiled_kernels,
+        "Names of the instruction sets that this build holds, slowest first.");
+  m.def("cpu_features", cpu_features,
+        "What this CPU and operating system offer that kernels can use; empty if not x86-64.");
   m.def("default_threads", default_thread_count,
         "Physical cores that this process may use (affinity and cgroup quota respected).");
   bind_weights(m);

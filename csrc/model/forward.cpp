@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "backend/cpu_backend.h"
 #include "base/check.h"
 #include "base/float_env.h"
 
@@ -32,6 +33,32 @@ Forward::Forward(const Config& config, Weights weights, std::unique_ptr<Backend>
       cache_(std::move(cache)) {
   config_.check();
   weights_.check(config_);
+}
+
+int64_t Forward::work_bytes() const {
+  return x_.bytes() + q_.bytes() + attended_.bytes() + hidden_.bytes() + rows_.bytes() +
+         backend_->work_bytes();
+}
+
+int64_t Forward::work_bytes(const Config& config, int64_t group_size, int n_threads,
+                            int64_t n_tokens, int64_t n_rows) {
+  constexpr int64_t kFloat = sizeof(float);
+  config.check();
+  require(group_size >= 0 && n_threads >= 1 && n_tokens >= 1 && n_rows >= 0,
+          "group_size, n_threads, n_tokens and n_rows are " + to_string(group_size) + ", " +
+              to_string(n_threads) + ", " + to_string(n_tokens) + " and " + to_string(n_rows) +
+              "; expected at least 0, 1, 1 and 0");
+  const int64_t chunk = std::min(kStepChunk, n_tokens);
+  const WorkShape shape{.n_tokens = chunk,
+                        .dim = config.dim,
+                        .hidden_dim = config.hidden_dim,
+                        .kv_dim = config.kv_dim(),
+                        .head_dim = config.head_dim(),
+                        .heads_per_kv_head = config.n_heads / config.n_kv_heads,
+                        .group_size = group_size};
+  return chunk * (3 * config.dim + config.hidden_dim) * kFloat  // x_, q_, attended_, hidden_
+         + std::min(n_rows, chunk) * config.dim * kFloat        // rows_
+         + CpuBackend::work_bytes(shape, n_threads);
 }
 
 const LayerView& Forward::layer_at(int64_t layer) const {

@@ -38,6 +38,27 @@ void* reserve_memory(size_t bytes) {
   return p;
 }
 
+// Bytes of K or V: of one block in one layer, of one layer (whole pages), of the whole cache.
+struct Sizes {
+  int64_t block, block_scales;
+  int64_t data, scales;
+  int64_t total;
+};
+
+Sizes sizes_of(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
+               int64_t head_dim) {
+  require(n_blocks >= 1 && n_blocks < (int64_t{1} << 31),
+          "n_blocks is " + to_string(n_blocks) + "; expected 1 to 2**31 - 1");
+  const int64_t rows = checked_multiply(n_kv_heads, kBlockSize);
+  Sizes sizes{};
+  sizes.block = checked_multiply(checked_multiply(rows, head_dim), element_bytes(type));
+  sizes.block_scales = type == KvType::kInt8 ? rows * 2 : 0;
+  sizes.data = rounded_up(checked_multiply(sizes.block, n_blocks));
+  sizes.scales = rounded_up(checked_multiply(sizes.block_scales, n_blocks));
+  sizes.total = checked_multiply(2 * (sizes.data + sizes.scales), n_layers);
+  return sizes;
+}
+
 }  // namespace
 
 KvType kv_type_of(std::string_view name) {
@@ -54,14 +75,11 @@ const char* name_of(KvType type) {
 KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
                  int64_t head_dim)
     : type_(type), n_blocks_(n_blocks) {
-  require(n_blocks >= 1 && n_blocks < (int64_t{1} << 31),
-          "n_blocks is " + to_string(n_blocks) + "; expected 1 to 2**31 - 1");
-  const int64_t rows = checked_multiply(n_kv_heads, kBlockSize);
-  block_bytes_ = checked_multiply(checked_multiply(rows, head_dim), element_bytes(type));
-  block_scale_bytes_ = type == KvType::kInt8 ? rows * 2 : 0;
-  const int64_t data = rounded_up(checked_multiply(block_bytes_, n_blocks));
-  const int64_t scales = rounded_up(checked_multiply(block_scale_bytes_, n_blocks));
-  memory_bytes_ = static_cast<size_t>(checked_multiply(2 * (data + scales), n_layers));
+  const Sizes sizes = sizes_of(type, n_layers, n_blocks, n_kv_heads, head_dim);
+  block_bytes_ = sizes.block;
+  block_scale_bytes_ = sizes.block_scales;
+  const int64_t data = sizes.data, scales = sizes.scales;
+  memory_bytes_ = static_cast<size_t>(sizes.total);
   memory_ = reserve_memory(memory_bytes_);
   char* p = static_cast<char*>(memory_);
   const auto take = [&p](int64_t bytes) {
@@ -79,6 +97,11 @@ KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_h
                        .k_scales = reinterpret_cast<uint16_t*>(take(scales)),
                        .v_scales = reinterpret_cast<uint16_t*>(take(scales))});
   }
+}
+
+int64_t KvCache::bytes_for(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
+                           int64_t head_dim) {
+  return sizes_of(type, n_layers, n_blocks, n_kv_heads, head_dim).total;
 }
 
 KvCache::~KvCache() {

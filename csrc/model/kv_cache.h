@@ -20,6 +20,10 @@ class KvCache {
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
 
+  // Bytes of a cache of that shape once every block has been written.
+  static int64_t bytes_for(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
+                           int64_t head_dim);
+
   KvType type() const { return type_; }
   int64_t n_blocks() const { return n_blocks_; }
   const KvLayerView& layer(int64_t index) const { return layers_[static_cast<size_t>(index)]; }

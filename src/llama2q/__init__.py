@@ -18,6 +18,7 @@ from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
 from llama2q.generate.llama import Llama, load
 from llama2q.generate.stream import Stream
+from llama2q.plan import Plan, plan
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
@@ -41,6 +42,7 @@ __all__ = [
     "Llama",
     "Llama2qError",
     "ModelConfig",
+    "Plan",
     "SamplingParams",
     "Stream",
     "Timings",
@@ -50,4 +52,5 @@ __all__ = [
     "convert",
     "errors",
     "load",
+    "plan",
 ]

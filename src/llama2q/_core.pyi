@@ -12,6 +12,8 @@ _F32: TypeAlias = NDArray[np.float32]
 _I32: TypeAlias = NDArray[np.int32]
 KvDtype: TypeAlias = Literal["f32", "f16", "int8"]
 
+COMPILER: str
+"""Name and version of the C++ compiler."""
 BLOCK_SIZE: int
 """Positions per KV block: 64."""
 BAND_ROWS: int
@@ -19,6 +21,12 @@ BAND_ROWS: int
 
 def isas() -> list[str]:
     """Names of the instruction sets compiled in that this CPU has, slowest first."""
+
+def compiled_isas() -> list[str]:
+    """Names of the instruction sets that this build holds, slowest first."""
+
+def cpu_features() -> list[str]:
+    """What this CPU and operating system offer that kernels can use; empty if not x86-64."""
 
 def default_isa() -> str:
     """Name of the one used when none is asked for: LLAMA2Q_ISA, or the fastest."""
@@ -109,6 +117,10 @@ class Model:
     def isa(self) -> str: ...
     @property
     def kv_dtype(self) -> KvDtype: ...
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of work space held now; it grows with the first steps."""
+
     def step(
         self,
         token_ids: _I32,
@@ -119,9 +131,12 @@ class Model:
         output: Literal["logits", "hidden"] = "logits",
         cancel: CancelFlag | None = None,
     ) -> _F32:
-        """The ragged step. token_ids, positions, sequence_of_token (n,); block_tables
-        (n_sequences, max_blocks), -1 where a sequence has no block; output_rows (m,) indices of
-        tokens. Returns float32 (m, vocab_size) or, for "hidden", (m, dim) after the final norm."""
+        """The ragged step.
+
+        token_ids, positions, sequence_of_token (n,); block_tables (n_sequences, max_blocks), -1
+        where a sequence has no block; output_rows (m,) strictly ascending indices of tokens.
+        Returns float32 (m, vocab_size) or, for "hidden", (m, dim) after the final norm.
+        """
 
     def copy_blocks(self, source: _I32, destination: _I32) -> None:
         """Copy K and V of block source[i] to destination[i] in every layer."""
@@ -146,6 +161,19 @@ class Model:
         """Return x + w2 @ hidden."""
 
     def output(self, x: _F32, output: Literal["logits", "hidden"] = "logits") -> _F32: ...
+
+def work_bytes(
+    config: Mapping[str, int | float],
+    group_size: int,
+    n_threads: int,
+    n_tokens: int,
+    n_rows: int,
+) -> int:
+    """Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at most;
+    group_size 0 if all matrices are dense. Model.work_bytes is what it holds now."""
+
+def kv_bytes(config: Mapping[str, int | float], kv_dtype: KvDtype, n_blocks: int) -> int:
+    """Bytes of a KV cache whose blocks have all been written."""
 
 def sample(
     logits: _F32,

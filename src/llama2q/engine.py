@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,20 @@ from llama2q.errors import (
     CancelledError,
     ClosedError,
     ContextLengthError,
+    InsufficientMemoryError,
     InvalidArgumentError,
     TokenizerError,
 )
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import BLOCK, BlockPool, Sequence, blocks_for
+from llama2q.kv_blocks import BlockPool, Sequence, blocks_for
+from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
-KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
 _I32: TypeAlias = NDArray[np.int32]
 
 _log = logging.getLogger(__name__)
-_WORK_BYTES = 250 * 2**20
-_MAX_SEQUENCES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,37 +51,6 @@ class Span:
     sequence: Sequence
     token_ids: AbstractSequence[int]
     n_rows: int = 1
-
-
-def kv_bytes_per_token(config: ModelConfig, kv_dtype: _core.KvDtype) -> int:
-    """Bytes of keys and values of one token over all layers."""
-    bytes_per_head = {
-        "f32": 4 * config.head_dim,
-        "f16": 2 * config.head_dim,
-        "int8": config.head_dim + 2,  # an f16 scale per head
-    }[kv_dtype]
-    return 2 * config.n_layers * config.n_kv_heads * bytes_per_head
-
-
-def choose_kv_dtype(
-    config: ModelConfig, quant: str, n_ctx: int, weight_bytes: int, available_bytes: int
-) -> _core.KvDtype:
-    """Apply the rule of `kv_dtype="auto"`.
-
-    f32 for unquantized models, whose baseline it is; else f16 where weights, the cache of one
-    context and work space fit the available memory; else int8.
-    """
-    if quant == "none":
-        return "f32"
-    needed = weight_bytes + n_ctx * kv_bytes_per_token(config, "f16") + _WORK_BYTES
-    return "f16" if needed <= available_bytes else "int8"
-
-
-def _available_bytes() -> int:
-    """Memory that can be had without swapping."""
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 class Engine:
@@ -107,14 +75,15 @@ class Engine:
         n_ctx : int or None
             Most tokens per sequence; None takes the model's own.
         kv_dtype : {"auto", "f32", "f16", "int8"}
-            Type of the KV cache, see `choose_kv_dtype`.
+            Type of the KV cache. "auto": f32 for an unquantized model; else f16 where one context
+            fits beside the weights, else int8.
         n_threads : int or None
             Computing threads; None takes the physical cores that this process may use.
         isa : str or None
             Instruction set; None takes LLAMA2Q_ISA or the fastest.
         max_sequences : int or None
-            Full contexts that the cache holds; None takes what fits 80 % of the available memory,
-            1 to 8.
+            Full contexts that the cache holds; None takes what 80 % of the free memory hold beside
+            the weights, 1 to 8.
 
         Raises
         ------
@@ -122,14 +91,11 @@ class Engine:
             If an argument is outside its range.
         FormatError
             If the file is not a sound `.l2q` file.
+        InsufficientMemoryError
+            If cache and work space do not fit the free memory; the message says what would.
         """
-        if kv_dtype not in get_args(KvChoice):
-            raise InvalidArgumentError(
-                f"kv_dtype is {kv_dtype!r}; expected one of {', '.join(get_args(KvChoice))}"
-            )
-        _check_count("n_threads", n_threads)
-        _check_count("n_ctx", n_ctx)
-        _check_count("max_sequences", max_sequences)
+        check_count("n_threads", n_threads)
+        check_count("max_sequences", max_sequences)
         self._closed = False
         self._flags: set[_core.CancelFlag] = set()
         self._lock = threading.Lock()
@@ -149,50 +115,41 @@ class Engine:
         max_sequences: int | None,
     ) -> None:
         config = self.config
-        if n_ctx is not None and n_ctx > config.max_seq_len:
-            raise InvalidArgumentError(
-                f"n_ctx is {n_ctx}; the model's context is {config.max_seq_len} tokens at most"
-            )
-        self.n_ctx = n_ctx or config.max_seq_len
+        plan = plan_for(
+            self._file,
+            n_ctx=n_ctx,
+            kv_choice=kv_choice,
+            n_sequences=max_sequences,
+            n_threads=n_threads,
+        )
+        if not plan.can_load:
+            raise InsufficientMemoryError(plan.message)
+        if not plan.fits:
+            _log.warning("%s", plan.message)
+        self.plan: Plan = plan
+        self.n_ctx = plan.n_ctx
+        self.kv_dtype = plan.kv_dtype
         self.tokenizer = Tokenizer.from_bytes(self._file.array(TOKENIZER).tobytes())
         if self.tokenizer.vocab_size != config.vocab_size:
             raise TokenizerError(
                 f"{self._file.path}: its tokenizer has {self.tokenizer.vocab_size} pieces; "
                 f"tok_embeddings has {config.vocab_size} rows"
             )
-        available = _available_bytes()
-        quant = self._file.recipe.quant
-        kv_dtype = (
-            choose_kv_dtype(config, quant, self.n_ctx, self._file.file_bytes, available)
-            if kv_choice == "auto"
-            else kv_choice
-        )
-        bytes_per_token = kv_bytes_per_token(config, kv_dtype)
-        context_bytes = blocks_for(self.n_ctx) * BLOCK * bytes_per_token
-        n_sequences = max_sequences or min(
-            max(available * 8 // 10 // context_bytes, 1), _MAX_SEQUENCES
-        )
-        self.pool = BlockPool(blocks_for(self.n_ctx) * n_sequences)
+        self.pool = BlockPool(blocks_for(self.n_ctx) * plan.n_sequences)
         self._model: _core.Model | None = build_model(
             self._file,
-            kv_dtype=kv_dtype,
+            kv_dtype=plan.kv_dtype,
             n_blocks=self.pool.n_blocks,
             n_threads=n_threads,
             isa=isa,
         )
-        self.kv_dtype = kv_dtype
         _log.info(
-            "%s: quant %s, KV cache %s%s, %d bytes a token, %d context(s) of %d tokens "
-            "(%.2f GiB each, %.2f GiB of memory available), %d threads, %s",
-            self._file.path,
-            quant,
-            kv_dtype,
+            "%s KV cache %s%s, %d bytes a token, %d context(s); %d threads, %s",
+            plan.message,
+            plan.kv_dtype,
             " (chosen)" if kv_choice == "auto" else "",
-            bytes_per_token,
-            n_sequences,
-            self.n_ctx,
-            context_bytes / 2**30,
-            available / 2**30,
+            kv_bytes_per_token(config, plan.kv_dtype),
+            plan.n_sequences,
             self._model.n_threads,
             self._model.isa,
         )
@@ -345,8 +302,3 @@ def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32,
         for span, end in zip(spans, ends, strict=True)
     ]
     return token_ids, positions, sequence_of_token, block_tables, np.concatenate(rows)
-
-
-def _check_count(name: str, value: int | None) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise InvalidArgumentError(f"{name} is {value!r}; expected an integer of at least 1")

@@ -41,6 +41,14 @@ class CorruptShardError(CheckpointError):
     """A shard's data does not match the checksum stored beside it."""
 
 
+class ChecksumError(CheckpointError):
+    """A file does not have the MD5 that the checklist beside the checkpoint gives for it."""
+
+
+class ChecklistError(CheckpointError):
+    """The checklist beside the checkpoint is malformed, or names a file that is missing."""
+
+
 class UnsafePickleError(CheckpointError):
     """A shard's pickle asks for something other than plain tensors."""
 
@@ -116,6 +124,10 @@ class TokenizerError(Llama2qError):
 
 class ContextLengthError(Llama2qError, ValueError):
     """The prompt and the tokens asked for do not fit the context."""
+
+
+class InsufficientMemoryError(Llama2qError, MemoryError):
+    """KV cache and work space do not fit the memory that is free."""
 
 
 class KvCacheFullError(Llama2qError):

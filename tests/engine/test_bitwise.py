@@ -109,6 +109,22 @@ def test_rows_asked_for_do_not_matter() -> None:
         assert_same_bits(rows, every[asked])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ops_make_the_step(kind: str) -> None:
+    """The five ops of a layer, called one by one, give what the step gives."""
+    model, n = core_model(weights_of(kind)), 20
+    ids, positions, owner = ints(prompt(n)), ints(range(n)), ints([0] * n)
+    table = np.zeros((1, 1), np.int32)
+    x = model.embed(ids)
+    for layer in range(TINY.n_layers):
+        q = model.qkv(layer, x, positions, owner, table)
+        x = model.project(layer, model.attend(layer, q, positions, owner, table), x)
+        x = model.down(layer, model.gate_up(layer, x), x)
+    assert_same_bits(model.output(x), run(core_model(weights_of(kind)), prompt(n)))
+    hidden = model.step(ids, positions, owner, table, positions, "hidden")
+    assert_same_bits(model.output(x, "hidden"), hidden)
+
+
 # --- the cache ---------------------------------------------------------------------------------
 
 

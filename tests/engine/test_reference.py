@@ -10,11 +10,12 @@ import pytest
 
 import llama2q
 from builders import core_model, ints, run, step
+from contract import ContractOps
 from llama2q import _core
 from philox import uniform
 from reference import Forward
 from reference_weights import load_l2q, load_meta
-from strategies import assert_within
+from strategies import assert_same_bits, assert_within
 from tolerances import end_to_end
 
 BOS, EOS = 1, 2
@@ -149,6 +150,21 @@ def test_quantized_logits(
     exact, tolerance = end_to_end(weights, np.array(ids), kv_dtype)
     with llama2q.load(path, n_ctx=128, kv_dtype=kv_dtype) as llm:
         assert_within(llm.logits(ids), exact, np.array(tolerance))
+
+
+@pytest.mark.parametrize(
+    ("quant", "grid", "kv_dtype"),
+    [("int4", "nonuniform", "f16"), ("int4", "uniform", "int8"), ("int8", "nonuniform", "f32")],
+)
+def test_quantized_logits_to_the_bit(
+    convert_mini: Callable[..., Path], quant: str, grid: str, kv_dtype: str
+) -> None:
+    """The numeric contract over the file's own codes and scales, read without the package."""
+    path = convert_mini(quant=quant, grid=grid)
+    ids = [BOS, 300, 17, 4095, 17, 2000]
+    expected = Forward(load_l2q(path), ContractOps(), kv_dtype).step(np.array(ids))
+    with llama2q.load(path, n_ctx=64, kv_dtype=kv_dtype) as llm:
+        assert_same_bits(llm.logits(ids), expected)
 
 
 @pytest.mark.parametrize("quant", ["int4", "int8"])

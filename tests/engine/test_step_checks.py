@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from builders import TINY, core_model, ints, random_weights, run
 from llama2q import _core
 from llama2q.errors import CancelledError, InvalidArgumentError
+from reference_weights import Shape
 from strategies import assert_same_bits
 
 N_BLOCKS = 4
@@ -210,6 +213,45 @@ def test_cancel_before_the_step(model: _core.Model) -> None:
     assert flag.is_set()
     with pytest.raises(CancelledError):
         model.step(**arguments(), cancel=flag)
+
+
+@pytest.fixture
+def slow_model() -> _core.Model:
+    """Seconds for a prompt of 4,000 tokens, in passes of 512 over one layer."""
+    shape = Shape(dim=16, hidden_dim=24, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=32)
+    return core_model(random_weights(shape, "int8"), n_blocks=63, n_threads=1, isa="scalar")
+
+
+def test_cancel_from_another_thread(slow_model: _core.Model) -> None:
+    flag = _core.CancelFlag()
+    n = 4000
+    timer = threading.Timer(0.05, flag.set)
+    timer.start()
+    with pytest.raises(CancelledError):
+        slow_model.step(
+            ints([1] * n), ints(range(n)), ints([0] * n), ints(range(63))[None], ints([n - 1]),
+            cancel=flag,
+        )  # fmt: skip
+    timer.join()
+    assert run(slow_model, [1, 2, 3]).shape == (3, 32)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no setitimer()")
+def test_signals_are_seen_during_a_step(slow_model: _core.Model) -> None:
+    """What a handler raises (Ctrl-C does) ends the step."""
+
+    def handler(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(slow_model, [1] * 4000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert run(slow_model, [1, 2, 3]).shape == (3, 32)
 
 
 def test_unset_flag_changes_nothing(model: _core.Model) -> None:

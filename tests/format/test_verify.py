@@ -116,6 +116,27 @@ def test_padding(originals: dict[str, bytes], tmp_path: Path) -> None:
     assert "padded rows" in damaged(originals, tmp_path, "none", "output.weight", at, 0x80)
 
 
+def test_every_fault_is_found(originals: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "x.l2q"
+    path.write_bytes(originals["int8"])
+    overwrite_tensor(path, "tok_embeddings.weight.codes", 49, 0x80, rehash=False)
+    overwrite_tensor(path, f"{WK}.codes", 65, 0x80, rehash=True)
+    overwrite_tensor(path, f"{WK}.scales", 2 * 3 + 1, 0x7C, rehash=True)
+    overwrite_tensor(path, "rope.inv_freq", 8, 1, rehash=True)
+    with L2qFile(path) as file:
+        faults = [str(fault) for fault in file.faults()]
+        with pytest.raises(CorruptDataError) as caught:
+            file.verify()
+    assert [fault.split(" is ")[0] for fault in faults[1:]] == [
+        "tok_embeddings.weight.codes[1, 1]",
+        f"{WK}.codes[0, 1, 1]",
+        f"{WK}.scales[0, 0, 3]",
+        "rope.inv_freq",
+    ]
+    assert faults[0].startswith("tok_embeddings.weight.codes hashes to ")
+    assert str(caught.value) == faults[0]
+
+
 def test_inv_freq(originals: dict[str, bytes], tmp_path: Path) -> None:
     message = damaged(originals, tmp_path, "int4", "rope.inv_freq", 8, 1)
     assert message.startswith("rope.inv_freq is not theta^(-2i / 16)")

@@ -10,37 +10,8 @@ from typing import Any
 import pytest
 
 import llama2q
-from llama2q import engine
-from llama2q.config import ModelConfig
-from llama2q.engine import Engine, choose_kv_dtype, kv_bytes_per_token
-from llama2q.errors import InvalidArgumentError, NotAnL2qFileError
-
-LLAMA_7B = ModelConfig(
-    dim=4096,
-    hidden_dim=11008,
-    n_layers=32,
-    n_heads=32,
-    n_kv_heads=32,
-    vocab_size=32000,
-    norm_eps=1e-5,
-)
-GIB = 2**30
-
-
-def test_kv_sizes_of_7b() -> None:
-    assert 4096 * kv_bytes_per_token(LLAMA_7B, "f16") == 2 * GIB
-    assert 4096 * kv_bytes_per_token(LLAMA_7B, "f32") == 4 * GIB
-    assert 4096 * kv_bytes_per_token(LLAMA_7B, "int8") == GIB + GIB * 2 // 128
-
-
-def test_kv_rule() -> None:
-    def choose(quant: str, available: float) -> str:
-        return choose_kv_dtype(LLAMA_7B, quant, 4096, int(3.6e9), int(available * GIB))
-
-    assert choose("none", 1) == "f32"
-    assert choose("int4", 8) == "f16"
-    assert choose("int4", 5.5) == "int8"
-    assert choose("int8", 5.7) == "f16"
+from llama2q.engine import Engine
+from llama2q.errors import InsufficientMemoryError, InvalidArgumentError, NotAnL2qFileError
 
 
 def test_auto_is_logged(
@@ -54,15 +25,49 @@ def test_auto_is_logged(
 
 
 @pytest.mark.parametrize(
-    ("available", "n_contexts"), [(0, 1), (29 * 2**20, 1), (70 * 2**20, 4), (2**40, 8)]
+    ("available", "n_contexts"), [(20 * 2**20, 1), (40 * 2**20, 1), (70 * 2**20, 3), (2**40, 8)]
 )
 def test_size_of_the_cache(
     mini_file: Path, monkeypatch: pytest.MonkeyPatch, available: int, n_contexts: int
 ) -> None:
-    monkeypatch.setattr(engine, "_available_bytes", lambda: available)
+    monkeypatch.setattr("llama2q.memory.available_bytes", lambda: available)
     with Engine(mini_file, kv_dtype="f16") as opened:
-        # 4096 tokens of 3072 bytes each: 12 MiB a context.
-        assert opened.pool.n_blocks == 64 * n_contexts
+        # 4096 tokens of 3072 bytes each: 12 MiB a context, beside 12 MiB of weights and work space.
+        assert opened.pool.n_blocks == 64 * n_contexts == 64 * opened.plan.n_sequences
+
+
+def test_refused_before_anything_is_allocated(
+    mini_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*_: Any, **__: Any) -> None:
+        pytest.fail("the model was built")
+
+    monkeypatch.setattr("llama2q.memory.available_bytes", lambda: 16 * 2**20)
+    monkeypatch.setattr("llama2q.engine.build_model", build)
+    message = r" free: does not fit, even with the weights left on disk\. Would fit: "
+    for kv_dtype in ("f16", "f32"):
+        with pytest.raises(InsufficientMemoryError, match=message) as caught:
+            llama2q.load(mini_file, kv_dtype=kv_dtype)
+        assert isinstance(caught.value, MemoryError)
+    with pytest.raises(InsufficientMemoryError, match="Would fit: 2 contexts "):
+        Engine(mini_file, n_ctx=512, kv_dtype="f16", max_sequences=8)
+
+
+def test_explicit_settings_are_kept(mini_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama2q.memory.available_bytes", lambda: 20 * 2**20)
+    with Engine(mini_file) as chosen, Engine(mini_file, kv_dtype="f16", n_ctx=1000) as given:
+        assert (chosen.kv_dtype, chosen.n_ctx) == ("int8", 4096)
+        assert (given.kv_dtype, given.n_ctx) == ("f16", 1000)
+
+
+def test_weights_larger_than_memory_warn(
+    mini_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("llama2q.memory.available_bytes", lambda: 20 * 2**20)
+    caplog.set_level(logging.WARNING, "llama2q")
+    with Engine(mini_file, kv_dtype="f16"):
+        pass
+    assert "will be read from disk at each step. Would fit: " in caplog.text
 
 
 def test_context_is_the_models(mini_file: Path) -> None:

@@ -46,6 +46,10 @@ def convert(
         Grid.nonuniform
     ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    no_checksums: Annotated[
+        bool,
+        typer.Option("--no-checksums", help="Do not compare files with the MD5 in checklist.chk."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
@@ -62,6 +66,7 @@ def convert(
                 group_size=group_size,
                 grid=grid.value,
                 overwrite=force,
+                verify_checksums=not no_checksums,
                 progress=bar,
             )
         if json:
@@ -75,7 +80,10 @@ def convert(
         note(
             f"{gigabytes(report.input_bytes)} -> {gigabytes(report.output_bytes)}, "
             f"{report.bits_per_weight:.2f} bits a weight, {report.seconds:.1f} s"
+            + (f"; {report.n_checksums} MD5 sums right" if report.n_checksums else "")
         )
+        if report.terms is not None:
+            note(report.terms)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,7 @@ from llama2q.cli.console import gigabytes
 from llama2q.format.reader import L2qFile
 
 
-def describe(file: L2qFile, *, tensors: bool = False) -> dict[str, Any]:
+def describe(file: L2qFile, *, tensors: bool = False, licences: bool = False) -> dict[str, Any]:
     """Collect what the header says.
 
     Parameters
@@ -17,7 +18,10 @@ def describe(file: L2qFile, *, tensors: bool = False) -> dict[str, Any]:
     file : L2qFile
     tensors : bool
         List every tensor too.
+    licences : bool
+        Add the whole licence texts.
     """
+    texts = dict(sorted(file.metadata.licences.items()))
     recipe = file.recipe
     matrices = [file.matrix(name) for name in recipe.tensors]
     n_weights = sum(matrix.n_weights for matrix in matrices)
@@ -40,10 +44,12 @@ def describe(file: L2qFile, *, tensors: bool = False) -> dict[str, Any]:
         "matrix_types": dict(types),
         "weights": n_weights,
         "bits_per_weight": round(8 * matrix_bytes / n_weights, 4),
-        "licences": sorted(file.metadata.licences),
+        "licences": {name: _first_line(text) for name, text in texts.items()},
         "attribution": file.metadata.attribution,
         "source": [entry.to_dict() for entry in file.metadata.source],
     }
+    if licences:
+        description["licence_texts"] = texts
     if tensors:
         description["tensors"] = [
             {
@@ -56,6 +62,27 @@ def describe(file: L2qFile, *, tensors: bool = False) -> dict[str, Any]:
             for info in file.tensors.values()
         ]
     return description
+
+
+def _first_line(text: str) -> str:
+    """Return the first line that says something, without control characters."""
+    lines = (printable(line).strip() for line in text.splitlines())
+    return next((line for line in lines if line), "")[:100]
+
+
+def printable(text: str) -> str:
+    """Leave out what could steer a terminal: control characters but for newline and tab."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf"))
+
+
+def print_licences(values: dict[str, Any]) -> None:
+    """Print the licence texts of `describe(..., licences=True)`."""
+    if not values["licence_texts"]:
+        print("The file holds no licence texts: none was found beside the checkpoint.")
+    for name, text in values["licence_texts"].items():
+        print(f"==> {name} <==\n{printable(text).strip()}\n")
+    if values["attribution"]:
+        print(values["attribution"])
 
 
 def print_description(values: dict[str, Any]) -> None:
@@ -73,8 +100,10 @@ def print_description(values: dict[str, Any]) -> None:
         ("context", f"{config['max_seq_len']} tokens"),
         ("template", values["template"]),
         ("source", ", ".join(entry["name"] for entry in values["source"]) or "not recorded"),
-        ("licences", ", ".join(values["licences"]) or "none found beside the checkpoint"),
     ]
+    named = [f"{name}: {line}" for name, line in values["licences"].items()]
+    rows += [("licences", named[0] if named else "none found beside the checkpoint")]
+    rows += [("", line) for line in named[1:]]
     if values["attribution"]:
         rows.append(("", values["attribution"]))
     for name, value in rows:

@@ -11,7 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
-from llama2q.cli.inspect import describe, print_description
+from llama2q.cli.doctor import doctor
+from llama2q.cli.inspect import describe, print_description, print_licences
+from llama2q.cli.options import Context, Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.plan import plan
+from llama2q.cli.verify import verify
 
 app = typer.Typer(
     help="Run Llama 2 from one quantized .l2q file.",
@@ -21,32 +25,11 @@ app = typer.Typer(
 )
 
 
-class KvChoice(StrEnum):
-    """Types of the KV cache."""
-
-    auto = "auto"
-    f32 = "f32"
-    f16 = "f16"
-    int8 = "int8"
-
-
 class Protocol(StrEnum):
     """Protocols of perplexity."""
 
     llama_cpp = "llama.cpp"
     gptq = "gptq"
-
-
-ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .l2q model file.")]
-Context = Annotated[
-    int | None, typer.Option("--ctx", help="Context in tokens; the model's own if not given.")
-]
-Kv = Annotated[KvChoice, typer.Option("--kv", help="Type of the KV cache.")]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", help="Computing threads; all physical cores if not given."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _version(show: bool) -> None:
@@ -127,6 +110,9 @@ def generate(
 def inspect(
     file: ModelFile,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    licences: Annotated[
+        bool, typer.Option("--licences", help="Print the licence texts in the file.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what is in FILE; reads its header only."""
@@ -134,9 +120,11 @@ def inspect(
         from llama2q.format.reader import L2qFile
 
         with L2qFile(file) as opened:
-            description = describe(opened, tensors=tensors)
+            description = describe(opened, tensors=tensors, licences=licences)
         if json:
             print_json(description)
+        elif licences:
+            print_licences(description)
         else:
             print_description(description)
 
@@ -176,6 +164,10 @@ def perplexity(
             f"{result.n_tokens} tokens scored in {result.n_chunks} chunks, protocol "
             f"{result.protocol}, KV {values['kv_dtype']}, {result.seconds:.1f} s"
         )
+
+
+for command in (plan, verify, doctor):
+    app.command()(command)
 
 
 def main() -> None:

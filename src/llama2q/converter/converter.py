@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.config import ModelConfig
+from llama2q.converter.checklist import ListedFile, read_checklists
 from llama2q.converter.checkpoint import MetaCheckpoint
 from llama2q.converter.encode import Quantizers, encode_matrix
 from llama2q.converter.sources import SourceHasher, fingerprint
+from llama2q.converter.terms import terms_of
 from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError
 from llama2q.format.layout import MatrixSpec, TensorSpec, model_parts
 from llama2q.format.metadata import Metadata, SourceFile
@@ -52,6 +54,10 @@ class ConvertReport:
         Stored bits of matrices and norms, scales and padding included, per weight.
     peak_rss_bytes : int
         The process's largest resident size so far, mapped files included.
+    n_checksums : int
+        How many files were compared with the MD5 of a checklist.
+    terms : str or None
+        A reminder of Meta's terms where the model is, or may be, Meta's.
     """
 
     path: Path
@@ -64,6 +70,8 @@ class ConvertReport:
     seconds: float
     bits_per_weight: float
     peak_rss_bytes: int
+    n_checksums: int
+    terms: str | None
 
 
 def convert(
@@ -74,6 +82,7 @@ def convert(
     group_size: int = 64,
     grid: str = "nonuniform",
     overwrite: bool = False,
+    verify_checksums: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> ConvertReport:
@@ -94,8 +103,13 @@ def convert(
         Values of the int4 codes.
     overwrite : bool
         Whether an existing file is replaced.
+    verify_checksums : bool
+        Whether files that `checklist.chk` or `tokenizer_checklist.chk` list, beside the checkpoint
+        or one folder up, must have the MD5 given there. Tensors of files that no list covers are
+        always checked by the CRC-32 inside the shard.
     progress : callable, optional
-        Called as progress(done_bytes, total_bytes, tensor_name).
+        Called as progress(done_bytes, total_bytes, name); the name is that of a tensor or, while
+        only checksums are waited for, says how far these are.
     n_threads : int, optional
         Threads of the quantizers; all physical cores by default. The bytes do not depend on it.
 
@@ -107,6 +121,8 @@ def convert(
     ------
     CheckpointError
         The checkpoint is incomplete, damaged, or holds NaN or infinity.
+    ChecksumError, ChecklistError
+        A file is not the one that the checklist names, or the list itself is unsound.
     OutputExistsError, DiskSpaceError, QuantizationError, InvalidArgumentError
         See `llama2q.errors`. No error leaves a file under the final name.
 
@@ -125,6 +141,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         overwrite=overwrite,
+        verify_checksums=verify_checksums,
         progress=progress,
         n_threads=n_threads,
     )
@@ -139,6 +156,7 @@ def convert_with(
     group_size: int = 64,
     grid: str = "nonuniform",
     overwrite: bool = False,
+    verify_checksums: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> ConvertReport:
@@ -151,6 +169,7 @@ def convert_with(
         path = _output_path(checkpoint, dst, checkpoint.dtype if quant == "none" else quant)
         sources = [*checkpoint.shards, checkpoint.params_path, checkpoint.tokenizer_path]
         _refuse_source(path, sources)
+        listed = read_checklists(checkpoint.folder, sources) if verify_checksums else {}
         metadata = Metadata(
             config=checkpoint.config,
             recipe=recipe,
@@ -166,10 +185,13 @@ def convert_with(
                 fingerprint=fingerprint(sources),
                 overwrite=overwrite,
             ) as writer,
-            SourceHasher(sources) as hasher,
+            SourceHasher(sources, listed) as hasher,
+            _CheckedSource(checkpoint, hasher, listed) as source,
         ):
-            _write(writer, checkpoint, quantizers, progress, n_threads)
-            model_id = writer.finish(hasher.result())
+            _write(writer, source, quantizers, progress, n_threads)
+            model_id = writer.finish(source.finish(_waiting(progress, writer.data_bytes)))
+    if progress is not None:
+        progress(writer.data_bytes, writer.data_bytes, "")
     return ConvertReport(
         path=path,
         model_id=model_id,
@@ -181,6 +203,8 @@ def convert_with(
         seconds=time.perf_counter() - start,
         bits_per_weight=bits_per_weight(metadata.config, recipe),
         peak_rss_bytes=_peak_rss_bytes(),
+        n_checksums=len(listed),
+        terms=terms_of(metadata),
     )
 
 
@@ -199,7 +223,7 @@ def bits_per_weight(config: ModelConfig, recipe: Recipe) -> float:
 
 def _write(
     writer: Writer,
-    checkpoint: MetaCheckpoint,
+    source: _CheckedSource,
     quantizers: Quantizers,
     progress: Progress | None,
     n_threads: int | None,
@@ -208,6 +232,7 @@ def _write(
 
     def before(part: MatrixSpec | TensorSpec) -> None:
         nonlocal done
+        source.check()
         if progress is not None:
             progress(done, total, part.name)
         specs = part.tensors() if isinstance(part, MatrixSpec) else (part,)
@@ -227,27 +252,35 @@ def _write(
         source.release(spec.name)
         return widen(weights)
 
-    with _CheckedSource(checkpoint) as source:
-        try:
-            write_model(writer, encode, norm, before)
-        except Llama2qError:
-            source.finish_checks()  # a damaged shard explains a wrong weight
-            raise
-    if progress is not None:
-        progress(total, total, "")
+    try:
+        write_model(writer, encode, norm, before)
+    except Llama2qError:
+        source.finish()  # a damaged shard explains a wrong weight
+        raise
+
+
+def _waiting(progress: Progress | None, total: int) -> Callable[[str], None] | None:
+    return None if progress is None else lambda text: progress(total, total, text)
 
 
 class _CheckedSource:
-    """Reads tensors and checks their CRC-32 in a second thread while they are quantized."""
+    """Reads tensors while other threads check them.
 
-    def __init__(self, checkpoint: MetaCheckpoint) -> None:
+    By the MD5 of whole files where a checklist has it, by the CRC-32 of the tensors elsewhere.
+    """
+
+    def __init__(
+        self, checkpoint: MetaCheckpoint, hasher: SourceHasher, listed: Mapping[Path, ListedFile]
+    ) -> None:
         self._checkpoint = checkpoint
+        self._hasher = hasher
+        self._listed = listed
         self._pool = ThreadPoolExecutor(1, "source-crc")
         self._checks: dict[str, Future[None]] = {}
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a tensor and start its check."""
-        self._checks[name] = self._pool.submit(self._checkpoint.check_crc, name)
+        self._checks[name] = self._pool.submit(self._checkpoint.check_crc, name, self._listed)
         return self._checkpoint.read(name)
 
     def release(self, name: str) -> None:
@@ -255,10 +288,21 @@ class _CheckedSource:
         self._checks.pop(name).result()
         self._checkpoint.release(name)
 
-    def finish_checks(self) -> None:
-        """Wait for all checks; raise the first CorruptShardError."""
+    def check(self) -> None:
+        """Raise a ChecksumError that has been found so far; does not wait."""
+        self._hasher.check()
+
+    def finish(self, progress: Callable[[str], None] | None = None) -> dict[str, str]:
+        """Wait for all checks; raise the first CorruptShardError or ChecksumError.
+
+        Returns
+        -------
+        dict
+            Names of the source files -> SHA-256, 64 hex digits.
+        """
         for check in self._checks.values():
             check.result()
+        return self._hasher.result(progress)
 
     def __enter__(self) -> Self:
         """Return the source itself."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from llama2q.converter.checklist import ListedFile
 from llama2q.errors import CancelledError
 from llama2q.format.header import canonical_json
 
@@ -33,28 +35,61 @@ def fingerprint(paths: Sequence[Path]) -> str:
 
 
 class SourceHasher:
-    """Computes SHA-256 of files in a background thread. A context manager.
+    """Reads files once in the background, for SHA-256 and for MD5. A context manager.
 
     Parameters
     ----------
     paths : sequence of Path
-        Hashed one after the other.
+        Hashed one after the other by SHA-256.
+    listed : mapping of Path to ListedFile
+        Files whose MD5 is compared, among `paths` or others.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], listed: Mapping[Path, ListedFile] | None = None
+    ) -> None:
         self._paths = tuple(paths)
+        self._listed = dict(listed or {})
+        self._all = (*paths, *(path for path in self._listed if path not in set(paths)))
         self._stop = threading.Event()
         self._hashes: dict[str, str] = {}
         self._error: Exception | None = None
+        self._current = ""
+        self._done_bytes = 0
+        self._total_bytes = sum(path.stat().st_size for path in self._all)
         self._thread = threading.Thread(target=self._run, name="source-hashes", daemon=True)
 
-    def result(self) -> dict[str, str]:
-        """Wait for the hashes and return them: file name -> 64 hex digits."""
+    def check(self) -> None:
+        """Raise what has been found so far; does not wait.
+
+        Raises
+        ------
+        ChecksumError
+            A file's MD5 is not the listed one.
+        """
+        if self._error is not None:
+            raise self._error
+
+    def result(self, progress: Callable[[str], None] | None = None) -> dict[str, str]:
+        """Wait for the hashes and return them: file name -> 64 hex digits.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called a few times a second with a text that says how far it is.
+
+        Raises
+        ------
+        ChecksumError
+            A file's MD5 is not the listed one.
+        """
         # A join without a timeout cannot be interrupted on every system.
         while self._thread.is_alive():
             self._thread.join(0.2)
-        if self._error is not None:
-            raise self._error
+            if progress is not None and self._thread.is_alive():
+                percent = 100 * self._done_bytes // max(1, self._total_bytes)
+                progress(f"checking {self._current} ({percent} % of the source)")
+        self.check()
         return self._hashes
 
     def __enter__(self) -> Self:
@@ -74,17 +109,32 @@ class SourceHasher:
 
     def _run(self) -> None:
         try:
-            for path in self._paths:
-                self._hashes[path.name] = self._hash(path)
+            with ThreadPoolExecutor(1, "source-md5") as beside:
+                for path in self._all:
+                    self._current = path.name
+                    self._read(path, beside)
         except Exception as error:
             self._error = error
 
-    def _hash(self, path: Path) -> str:
-        digest = hashlib.sha256()
+    def _read(self, path: Path, beside: ThreadPoolExecutor) -> None:
+        """Hash a file chunk by chunk, the MD5 of a chunk in the thread beside."""
+        listed = self._listed.get(path)
+        sha256 = hashlib.sha256()
+        # The list is no protection against an attacker, who could change it too.
+        md5 = hashlib.md5(usedforsecurity=False)
         buffer = bytearray(_CHUNK_BYTES)
         with path.open("rb", buffering=0) as file:
             while size := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:size])
+                chunk = memoryview(buffer)[:size]
+                pending = beside.submit(md5.update, chunk) if listed is not None else None
+                if path in self._paths:
+                    sha256.update(chunk)
+                if pending is not None:
+                    pending.result()
+                self._done_bytes += size
                 if self._stop.is_set():
                     raise CancelledError("hashing the source was cancelled")
-        return digest.hexdigest()
+        if listed is not None:
+            listed.check(md5.hexdigest())
+        if path in self._paths:
+            self._hashes[path.name] = sha256.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llama2q.config import ModelConfig
 from llama2q.errors import (
     ClosedError,
+    CorruptDataError,
     FormatError,
     HeaderError,
     InvalidArgumentError,
@@ -180,9 +181,16 @@ class L2qFile:
         CorruptDataError
             The first fault found, with tensor and place.
         """
-        from llama2q.format.verify import verify
+        for fault in self.faults(progress):
+            raise fault
 
-        verify(self, progress)
+    def faults(
+        self, progress: Callable[[int, int, str], None] | None = None
+    ) -> Iterator[CorruptDataError]:
+        """Read all data as `verify` does; yield every fault: one per tensor and kind of check."""
+        from llama2q.format.verify import find_faults
+
+        return find_faults(self, progress)
 
     def close(self) -> None:
         """Drop the map; arrays that are still alive keep it until they go."""

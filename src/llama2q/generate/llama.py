@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from llama2q import _core
 from llama2q.config import ModelConfig
-from llama2q.engine import Engine, KvChoice, Span
+from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.generate.batch import Batch
 from llama2q.generate.completion import Completion
 from llama2q.generate.request import Request
 from llama2q.generate.stream import Stream
 from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.plan import KvChoice
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
@@ -235,5 +236,12 @@ def load(
         If the file is not a sound `.l2q` file.
     InvalidArgumentError
         If an argument is outside its range.
+    InsufficientMemoryError
+        If KV cache and work space do not fit the free memory; the message says what would.
+
+    Notes
+    -----
+    `llama2q.plan` says beforehand what loading needs. Weights that do not fit the memory beside the
+    rest are read from the disk again and again: that works, slowly, and is logged as a warning.
     """
     return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads))

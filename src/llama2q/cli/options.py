@@ -1,0 +1,30 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class KvChoice(StrEnum):
+    """Types of the KV cache."""
+
+    auto = "auto"
+    f32 = "f32"
+    f16 = "f16"
+    int8 = "int8"
+
+
+ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .l2q model file.")]
+Context = Annotated[
+    int | None, typer.Option("--ctx", help="Context in tokens; the model's own if not given.")
+]
+Kv = Annotated[KvChoice, typer.Option("--kv", help="Type of the KV cache.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Computing threads; all physical cores if not given."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -1,0 +1,36 @@
+"""The command `llama2q plan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llama2q.cli.console import exit_codes, print_json
+from llama2q.cli.options import Context, Json, Kv, KvChoice, ModelFile
+
+
+def plan(
+    file: ModelFile,
+    ctx: Context = None,
+    kv: Kv = KvChoice.auto,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Plan for so much free memory: 8GB, 7.5GiB."),
+    ] = None,
+    sequences: Annotated[int, typer.Option(help="Full contexts in the KV cache.")] = 1,
+    json: Json = False,
+) -> None:
+    """Say what FILE needs of the memory, and what would fit; exit code 1 if it does not fit."""
+    with exit_codes():
+        import llama2q
+
+        result = llama2q.plan(
+            file, n_ctx=ctx, kv_dtype=kv.value, memory=memory, n_sequences=sequences
+        )
+        if json:
+            print_json(result.to_dict())
+        else:
+            print(result)
+        if not result.fits:
+            raise typer.Exit(1)

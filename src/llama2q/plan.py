@@ -1,0 +1,378 @@
+"""What a model needs of this machine's memory, before anything is allocated."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from llama2q import _core
+from llama2q import memory as system_memory
+from llama2q.config import ModelConfig
+from llama2q.errors import InvalidArgumentError
+from llama2q.format.layout import TOKENIZER
+from llama2q.format.reader import L2qFile
+from llama2q.kv_blocks import BLOCK, blocks_for
+from llama2q.memory import format_size, parse_size
+
+KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
+
+MAX_SEQUENCES = 8
+"""Most full contexts that loading makes room for by itself."""
+_SHARE_OF_MEMORY = 0.8
+"""How much of the free memory contexts beyond the first may take."""
+_KV_DTYPES: tuple[_core.KvDtype, ...] = ("f32", "f16", "int8")
+
+# What loading and the first step add to a process that has imported llama2q, beside cache and work
+# space: modules imported late, the tokenizer, stacks of threads. Measured (tests/test_plan.py).
+_OVERHEAD_BYTES = 2_250_000
+_OVERHEAD_PER_TOKENIZER_BYTE = 11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """Other settings that would fit, and what they need in bytes."""
+
+    n_ctx: int
+    kv_dtype: _core.KvDtype
+    n_sequences: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a model needs and what there is; sizes in bytes.
+
+    Attributes
+    ----------
+    name : str
+        Model and quantization.
+    n_ctx : int
+        Tokens of a context.
+    kv_dtype : {"f32", "f16", "int8"}
+    n_sequences : int
+        Full contexts in the KV cache.
+    weight_bytes : int
+        The mapped file.
+    kv_bytes : int
+        The KV cache when all contexts are full; it is committed as it is used.
+    work_bytes : int
+        Buffers of a forward call and its logits.
+    overhead_bytes : int
+        What loading adds to the process beside these: tokenizer, modules, threads.
+    available_bytes : int
+        Memory that can be had.
+    would_fit : tuple of Alternative
+        Empty if the plan fits; best first. They hold the weights too, unless nothing can.
+    """
+
+    name: str
+    n_ctx: int
+    kv_dtype: _core.KvDtype
+    n_sequences: int
+    weight_bytes: int
+    kv_bytes: int
+    work_bytes: int
+    overhead_bytes: int
+    available_bytes: int
+    would_fit: tuple[Alternative, ...]
+
+    @property
+    def anonymous_bytes(self) -> int:
+        """What cannot be read again from the file: all but the weights."""
+        return self.kv_bytes + self.work_bytes + self.overhead_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weight_bytes + self.anonymous_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything stays in memory."""
+        return self.total_bytes <= self.available_bytes
+
+    @property
+    def can_load(self) -> bool:
+        """Whether all but the weights stays in memory; weights that do not are read repeatedly."""
+        return self.anonymous_bytes <= self.available_bytes
+
+    @property
+    def message(self) -> str:
+        """The plan in a sentence or two."""
+        total = self.total_bytes
+
+        def size(n_bytes: int) -> str:
+            return format_size(n_bytes, total)
+
+        contexts = f"{self.n_sequences} x " if self.n_sequences > 1 else ""
+        text = (
+            f"{self.name}: weights {size(self.weight_bytes)} + KV cache {size(self.kv_bytes)} "
+            f"({contexts}{self.n_ctx} tokens, {self.kv_dtype}) + work "
+            f"{size(self.work_bytes + self.overhead_bytes)} = {size(total)} of "
+            f"{format_size(self.available_bytes)} free: "
+        )
+        if self.fits:
+            return text + "fits."
+        if self.can_load:
+            text += "the weights do not fit beside the rest and will be read from disk at each step"
+        else:
+            text += "does not fit, even with the weights left on disk"
+        if not self.would_fit:
+            return text + ". Nothing would; free some memory or take a smaller model."
+        options = "; or ".join(self._describe(option) for option in self.would_fit)
+        return f"{text}. Would fit: {options}."
+
+    def _describe(self, option: Alternative) -> str:
+        parts = []
+        if option.n_sequences != self.n_sequences:
+            parts.append(f"{option.n_sequences} context{'s' * (option.n_sequences > 1)}")
+        if option.n_ctx != self.n_ctx:
+            parts.append(f"a context of {option.n_ctx} tokens")
+        if option.kv_dtype != self.kv_dtype:
+            parts.append(f"a KV cache in {option.kv_dtype}")
+        size = format_size(option.total_bytes, self.total_bytes)
+        if option.total_bytes > self.available_bytes:
+            beside = format_size(option.total_bytes - self.weight_bytes, self.total_bytes)
+            size = f"{beside} beside weights that are read from disk at each step"
+        return f"{' and '.join(parts)} ({size})"
+
+    def __str__(self) -> str:
+        """Return `message`."""
+        return self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and what follows from them, for JSON."""
+        return {
+            **asdict(self),
+            "anonymous_bytes": self.anonymous_bytes,
+            "total_bytes": self.total_bytes,
+            "fits": self.fits,
+            "can_load": self.can_load,
+            "message": self.message,
+        }
+
+
+def plan(
+    path: str | Path,
+    *,
+    n_ctx: int | None = None,
+    kv_dtype: KvChoice = "auto",
+    memory: int | str | None = None,
+    n_sequences: int = 1,
+) -> Plan:
+    """Say what a model would need; reads the file's header only.
+
+    Parameters
+    ----------
+    path : str or Path
+        A `.l2q` file.
+    n_ctx : int or None
+        Tokens of a context; None takes the model's own.
+    kv_dtype : {"auto", "f32", "f16", "int8"}
+        Type of the KV cache; "auto" as in `llama2q.load`.
+    memory : int, str or None
+        Plan for so much free memory: bytes, or text like "8GB" or "7.5GiB". None measures what is
+        free here, within the limit of the process's cgroup.
+    n_sequences : int
+        Full contexts that the KV cache holds.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    FormatError
+        If the file is not a sound `.l2q` file.
+    InvalidArgumentError
+        If an argument is outside its range.
+    """
+    if isinstance(memory, str):
+        memory = parse_size(memory)
+    check_count("memory", memory)
+    if n_sequences is None:
+        raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
+    check_count("n_sequences", n_sequences)
+    with L2qFile(path) as file:
+        return plan_for(
+            file, n_ctx=n_ctx, kv_choice=kv_dtype, available=memory, n_sequences=n_sequences
+        )
+
+
+def plan_for(
+    file: L2qFile,
+    *,
+    n_ctx: int | None = None,
+    kv_choice: KvChoice = "auto",
+    available: int | None = None,
+    n_sequences: int | None = None,
+    n_threads: int | None = None,
+) -> Plan:
+    """Plan for an open file; see `plan`.
+
+    Parameters
+    ----------
+    n_sequences : int or None
+        None takes as many contexts as 80 % of the memory hold beside the weights, 1 to 8.
+    n_threads : int or None
+        Computing threads; None takes the physical cores that this process may use.
+    """
+    config = file.config
+    if kv_choice not in get_args(KvChoice):
+        raise InvalidArgumentError(
+            f"kv_dtype is {kv_choice!r}; expected one of {', '.join(get_args(KvChoice))}"
+        )
+    check_count("n_ctx", n_ctx)
+    if n_ctx is not None and n_ctx > config.max_seq_len:
+        raise InvalidArgumentError(
+            f"n_ctx is {n_ctx}; the model's context is {config.max_seq_len} tokens at most"
+        )
+    if available is None:
+        available = system_memory.available_bytes()
+    needs = _Needs.of(file, n_threads or _core.default_threads())
+    n_ctx = n_ctx or config.max_seq_len
+    kv_dtype = (
+        _choose_kv_dtype(needs, file.recipe.quant, n_ctx, available)
+        if kv_choice == "auto"
+        else kv_choice
+    )
+    if n_sequences is None:
+        n_sequences = _choose_n_sequences(needs, n_ctx, kv_dtype, available)
+    chosen = Alternative(
+        n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
+        n_sequences=n_sequences,
+        total_bytes=needs.total(n_ctx, kv_dtype, n_sequences),
+    )
+    return Plan(
+        name=_name(file),
+        n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
+        n_sequences=n_sequences,
+        weight_bytes=needs.weights,
+        kv_bytes=needs.kv(n_ctx, kv_dtype, n_sequences),
+        work_bytes=needs.work(n_ctx, n_sequences),
+        overhead_bytes=needs.overhead,
+        available_bytes=available,
+        would_fit=_alternatives(needs, chosen, available),
+    )
+
+
+def kv_bytes_per_token(config: ModelConfig, kv_dtype: _core.KvDtype) -> int:
+    """Bytes of keys and values of one token over all layers."""
+    return _core.kv_bytes(config.to_dict(), kv_dtype, BLOCK) // BLOCK**2
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Refuse what is neither None nor an integer of at least 1."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise InvalidArgumentError(f"{name} is {value!r}; expected an integer of at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """Sizes in bytes that settings lead to."""
+
+    config: ModelConfig
+    group_size: int
+    n_threads: int
+    weights: int
+    overhead: int
+
+    @classmethod
+    def of(cls, file: L2qFile, n_threads: int) -> _Needs:
+        tokenizer_bytes = file.tensors[TOKENIZER].nbytes
+        return cls(
+            file.config,
+            file.recipe.group_size or 0,
+            n_threads,
+            file.file_bytes,
+            _OVERHEAD_BYTES + _OVERHEAD_PER_TOKENIZER_BYTE * tokenizer_bytes,
+        )
+
+    def kv(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
+        return _core.kv_bytes(self.config.to_dict(), kv_dtype, blocks_for(n_ctx) * n_sequences)
+
+    def work(self, n_ctx: int, n_sequences: int) -> int:
+        """Work space of steps that return a row per sequence, and the rows."""
+        buffers = _core.work_bytes(
+            self.config.to_dict(), self.group_size, self.n_threads, n_ctx * n_sequences, n_sequences
+        )
+        return buffers + 4 * n_sequences * self.config.vocab_size
+
+    def anonymous(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
+        cache = self.kv(n_ctx, kv_dtype, n_sequences)
+        return cache + self.work(n_ctx, n_sequences) + self.overhead
+
+    def total(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
+        return self.weights + self.anonymous(n_ctx, kv_dtype, n_sequences)
+
+
+def _choose_kv_dtype(needs: _Needs, quant: str, n_ctx: int, available: int) -> _core.KvDtype:
+    """Apply the rule of `kv_dtype="auto"`.
+
+    f32 for unquantized models, whose baseline it is; else f16 where one context fits beside the
+    weights and work space; else int8.
+    """
+    if quant == "none":
+        return "f32"
+    return "f16" if needs.total(n_ctx, "f16", 1) <= available else "int8"
+
+
+def _choose_n_sequences(needs: _Needs, n_ctx: int, kv_dtype: _core.KvDtype, available: int) -> int:
+    budget = int(available * _SHARE_OF_MEMORY)
+    counts = range(1, MAX_SEQUENCES + 1)
+    fitting = bisect_right(counts, budget, key=lambda n: needs.total(n_ctx, kv_dtype, n))
+    return max(fitting, 1)
+
+
+def _alternatives(needs: _Needs, chosen: Alternative, available: int) -> tuple[Alternative, ...]:
+    """Return settings that fit where the chosen ones do not.
+
+    Fewer contexts, a narrower KV type, a smaller context, or the last two together. Where nothing
+    fits with the weights, those are returned that fit without them, unless the chosen ones do.
+    """
+    if chosen.total_bytes <= available:
+        return ()
+    found = _smaller(needs, chosen, available - needs.weights)
+    anonymous = chosen.total_bytes - needs.weights
+    if found or anonymous <= available:
+        return found
+    return _smaller(needs, chosen, available)
+
+
+def _smaller(needs: _Needs, chosen: Alternative, room: int) -> tuple[Alternative, ...]:
+    """Return smaller settings whose needs but for the weights are within `room`."""
+
+    def option(n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> Alternative | None:
+        if n_ctx < 1 or needs.anonymous(n_ctx, kv_dtype, n_sequences) > room:
+            return None
+        total = needs.total(n_ctx, kv_dtype, n_sequences)
+        return Alternative(
+            n_ctx=n_ctx, kv_dtype=kv_dtype, n_sequences=n_sequences, total_bytes=total
+        )
+
+    def largest_context(kv_dtype: _core.KvDtype) -> int:
+        """Return whole blocks that fit, and fewer tokens than were asked for; 0 if none fits."""
+        sizes = range(BLOCK, chosen.n_ctx, BLOCK)
+        return BLOCK * bisect_right(sizes, room, key=lambda n: needs.anonymous(n, kv_dtype, count))
+
+    count = chosen.n_sequences
+    fewer = [option(chosen.n_ctx, chosen.kv_dtype, n) for n in range(count - 1, 0, -1)]
+    narrower = _KV_DTYPES[_KV_DTYPES.index(chosen.kv_dtype) + 1 :]
+    retyped = [option(chosen.n_ctx, kv_dtype, count) for kv_dtype in narrower]
+    shorter = [option(largest_context(chosen.kv_dtype), chosen.kv_dtype, count)]
+    both = [option(largest_context(kv_dtype), kv_dtype, count) for kv_dtype in narrower]
+    groups = [fewer, retyped, shorter]
+    if not any(retyped):
+        groups.append(both[::-1])
+    return tuple(best for group in groups if (best := next(filter(None, group), None)))
+
+
+def _name(file: L2qFile) -> str:
+    """Name model and quantization, as in "llama-2-7b-chat int4"."""
+    quant = file.recipe.quant
+    kind = quant if quant != "none" else next(iter(file.recipe.tensors.values())).type
+    return f"{file.path.stem.removesuffix(f'-{kind}')} {kind}"

@@ -28,7 +28,23 @@ SHAPES = tensor_shapes(
 )
 STORAGES = {"0": bytes(24), "1": bytes(range(32))}
 _NUMBERS = (0, 1, -1, 2, 3, 16, 48, 2**31 - 1, 2**31, 2**63, 10**18, -(2**31))
-_VALUES = (*_NUMBERS, 1e-5, 1e308, -0.0, 0.5, 1.3, "", "x", None, True, False, [], {}, [1], {"a": 1})
+_VALUES = (
+    *_NUMBERS,
+    1e-5,
+    1e308,
+    -0.0,
+    0.5,
+    1.3,
+    "",
+    "x",
+    None,
+    True,
+    False,
+    [],
+    {},
+    [1],
+    {"a": 1},
+)
 
 
 def run_one(data: bytes) -> None:
@@ -81,7 +97,11 @@ def _read_shard(content: bytes) -> None:
     with ShardFile(path) as shard:
         for tensor in shard.tensors.values():
             array = tensor.array()
-            if array.shape != tensor.shape or array.nbytes != tensor.nbytes or array.flags.writeable:
+            if (
+                array.shape != tensor.shape
+                or array.nbytes != tensor.nbytes
+                or array.flags.writeable
+            ):
                 raise AssertionError(f"{tensor.name}: the array is not what the shard says")
             array.ravel().view("u1").sum()
             tensor.release()

@@ -171,5 +171,7 @@ def _changed(value: Any, chance: random.Random) -> Any:
         return value + chance.choice((-64, -16, -1, 1, 16, 64, value))
     if isinstance(value, str) and value and chance.random() < 0.3:
         at = chance.randrange(len(value))
-        return value[:at] + chr(chance.choice((0, 48, 57, 97, 102, 255, 0x10FFFF))) + value[at + 1 :]
+        return (
+            value[:at] + chr(chance.choice((0, 48, 57, 97, 102, 255, 0x10FFFF))) + value[at + 1 :]
+        )
     return chance.choice(_VALUES)

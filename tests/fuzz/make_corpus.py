@@ -40,7 +40,9 @@ def _checkpoint_seeds(folder: Path) -> None:
     tensors = {"norm.weight": np.ones(4, np.uint16), "a.b": np.ones((2, 3), np.uint16)}
     write_pth(path, tensors, "bf16")
     _save("checkpoint", "shard-bf16", fuzz_checkpoint.SHARD, path.read_bytes())
-    code = pickles.dict_pickle(a=pickles.tensor(), b=pickles.tensor(offset=1, shape=(2,), strides=(1,)))
+    code = pickles.dict_pickle(
+        a=pickles.tensor(), b=pickles.tensor(offset=1, shape=(2,), strides=(1,))
+    )
     pickles.archive(path, code)
     _save("checkpoint", "shard-zipfile", fuzz_checkpoint.SHARD, path.read_bytes())
     _save("checkpoint", "pickle-two-tensors", fuzz_checkpoint.PICKLE, code)

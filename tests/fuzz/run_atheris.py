@@ -12,7 +12,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    sys.path[:0] = [str(TESTS), str(TESTS.parent / "src")]
+    sys.path.insert(0, str(TESTS))
     name = sys.argv.pop(1)
     with atheris.instrument_imports(include=["llama2q"]):
         target = importlib.import_module(f"fuzz.fuzz_{name}")

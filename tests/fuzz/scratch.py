@@ -12,7 +12,7 @@ from pathlib import Path
 @cache
 def folder() -> Path:
     """Return a folder of this process, removed when it ends."""
-    memory = Path("/dev/shm")  # noqa: S108
+    memory = Path("/dev/shm")
     base = memory if memory.is_dir() else None
     path = Path(tempfile.mkdtemp(prefix="llama2q-fuzz-", dir=base))
     atexit.register(shutil.rmtree, path, ignore_errors=True)

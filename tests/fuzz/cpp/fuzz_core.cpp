@@ -84,15 +84,15 @@ void fuzz_sampler(Input& input) {
   const auto share = [&] {
     return input.byte() < 200 ? static_cast<float>(input.byte()) / 255.0f : input.real();
   };
-  SampleArgs args{.temperature = input.byte() < 200 ? static_cast<float>(input.byte()) / 64.0f
-                                                    : input.real(),
-                  .top_p = share(),
-                  .top_k = input.byte() < 200 ? static_cast<int32_t>(input.between(0, 80))
-                                              : input.raw<int32_t>(),
-                  .min_p = share(),
-                  .seed = input.raw<uint64_t>(),
-                  .sequence_index = input.raw<int32_t>(),
-                  .position = input.raw<int32_t>()};
+  SampleArgs args{
+      .temperature = input.byte() < 200 ? static_cast<float>(input.byte()) / 64.0f : input.real(),
+      .top_p = share(),
+      .top_k =
+          input.byte() < 200 ? static_cast<int32_t>(input.between(0, 80)) : input.raw<int32_t>(),
+      .min_p = share(),
+      .seed = input.raw<uint64_t>(),
+      .sequence_index = input.raw<int32_t>(),
+      .position = input.raw<int32_t>()};
   int32_t expected = -1;
   for (const KernelTable* table : available_kernels()) {
     Sampler sampler(*table);

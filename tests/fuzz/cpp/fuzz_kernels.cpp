@@ -49,9 +49,17 @@ void fuzz_rows(Input& input) {
   };
   const int64_t even = n / 2 * 2;
   const auto run = [&](const KernelTable& table) {
-    Results r{Exact<int8_t>(n_groups * group_size), Exact<float>(n_groups), Exact<float>(n),
-              Exact<float>(n),  Exact<float>(n),    Exact<float>(n),        Exact<float>(even),
-              Exact<int32_t>(n_groups), false, false, 0.0f};
+    Results r{Exact<int8_t>(n_groups * group_size),
+              Exact<float>(n_groups),
+              Exact<float>(n),
+              Exact<float>(n),
+              Exact<float>(n),
+              Exact<float>(n),
+              Exact<float>(even),
+              Exact<int32_t>(n_groups),
+              false,
+              false,
+              0.0f};
     r.row_finite = table.quantize_row(x.data(), n, group_size, r.codes.data(), r.scales.data(),
                                       r.corrections.data());
     table.rms_norm(x.data(), w.data(), n, eps, r.norm.data());
@@ -126,9 +134,12 @@ void fuzz_attention(Input& input) {
   const KvType type = input.pick({KvType::kF32, KvType::kF16, KvType::kInt8});
   const int64_t n_kv_heads = input.between(1, 2), head_dim = 2 * input.between(1, 20);
   const int64_t n_heads = n_kv_heads * input.between(1, 3), n_keys = input.between(1, 400);
-  const int64_t used = (n_keys + kBlockSize - 1) / kBlockSize, n_blocks = used + input.between(0, 2);
+  const int64_t used = (n_keys + kBlockSize - 1) / kBlockSize,
+                n_blocks = used + input.between(0, 2);
   const int64_t bytes = n_blocks * n_kv_heads * kBlockSize * head_dim *
-                        (type == KvType::kF32 ? 4 : type == KvType::kF16 ? 2 : 1);
+                        (type == KvType::kF32   ? 4
+                         : type == KvType::kF16 ? 2
+                                                : 1);
   const int64_t n_scales = type == KvType::kInt8 ? n_blocks * n_kv_heads * kBlockSize : 0;
   Exact<int32_t> blocks(used), positions(n_keys), sequences(n_keys);
   for (int64_t i = 0; i < used; ++i) blocks[i] = static_cast<int32_t>(i);

@@ -17,10 +17,10 @@ inline void fill_dense(Exact<uint8_t>& bytes, MatrixKind kind, Noise& noise, boo
   const int64_t width = kind == MatrixKind::kF32 ? 4 : 2;
   for (int64_t i = 0; i < bytes.size(); i += width) {
     const float value = noise.real() * 0.25f;
-    const uint16_t half = kind == MatrixKind::kF16
-                              ? f32_to_f16(value)
-                              : static_cast<uint16_t>(float_bits(value) >> 16);
-    std::memcpy(bytes.data() + i, kind == MatrixKind::kF32 ? static_cast<const void*>(&value) : &half,
+    const uint16_t half = kind == MatrixKind::kF16 ? f32_to_f16(value)
+                                                   : static_cast<uint16_t>(float_bits(value) >> 16);
+    std::memcpy(bytes.data() + i,
+                kind == MatrixKind::kF32 ? static_cast<const void*>(&value) : &half,
                 static_cast<size_t>(width));
   }
 }
@@ -62,8 +62,8 @@ struct Matrix {
       view.scales = scales.data();
       for (int i = 0; i < 16; ++i) view.grid[i] = static_cast<int8_t>(16 * i - 127 + (i * i) / 16);
     } else {
-      codes = Exact<uint8_t>(view.n_bands * cols * kBandRows *
-                             (view.kind == MatrixKind::kF32 ? 4 : 2));
+      codes =
+          Exact<uint8_t>(view.n_bands * cols * kBandRows * (view.kind == MatrixKind::kF32 ? 4 : 2));
       fill_dense(codes, view.kind, noise, wild);
     }
     view.codes = codes.data();
@@ -76,8 +76,8 @@ struct Matrix {
 
 struct Embedding {
   Embedding(Input& input, int64_t rows, int64_t cols, int64_t group_size, bool wild)
-      : view{.kind = input.pick({MatrixKind::kInt8, MatrixKind::kF32, MatrixKind::kF16,
-                                 MatrixKind::kBf16}),
+      : view{.kind = input.pick(
+                 {MatrixKind::kInt8, MatrixKind::kF32, MatrixKind::kF16, MatrixKind::kBf16}),
              .rows = rows,
              .cols = cols,
              .group_size = 0,

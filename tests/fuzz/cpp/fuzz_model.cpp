@@ -177,7 +177,8 @@ void fuzz_step(Input& input) {
   const int threads = input.byte() % 16 == 0 ? 3 : 1;
   const Output kind = input.byte() % 2 == 0 ? Output::kLogits : Output::kHidden;
   std::vector<Tokens> steps;
-  for (int64_t i = input.between(1, 3); i > 0; --i) steps.emplace_back(input, model.config, n_blocks);
+  for (int64_t i = input.between(1, 3); i > 0; --i)
+    steps.emplace_back(input, model.config, n_blocks);
   struct Run {
     std::vector<Outcome> outcomes;
     std::vector<Exact<float>> results;

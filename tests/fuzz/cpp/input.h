@@ -39,9 +39,9 @@ class Input {
     const uint8_t kind = byte();
     if (kind < 160) return static_cast<float>(static_cast<int8_t>(byte())) / 16.0f;
     if (kind < 200) return raw<float>();
-    static constexpr float kSpecial[] = {0.0f,    -0.0f,     1.0f,    -1.0f,   0x1p-149f, 0x1p-126f,
-                                         65504.f, 65520.0f,  88.0f,   -88.0f,  3.4e38f,   -3.4e38f,
-                                         0x1p-100f, 0x1p-14f, 0x1p-25f, 1e-7f};
+    static constexpr float kSpecial[] = {
+        0.0f,  -0.0f,  1.0f,    -1.0f,    0x1p-149f, 0x1p-126f, 65504.f,  65520.0f,
+        88.0f, -88.0f, 3.4e38f, -3.4e38f, 0x1p-100f, 0x1p-14f,  0x1p-25f, 1e-7f};
     return kSpecial[kind % 16];
   }
 

@@ -9,6 +9,7 @@ corpus that the tests replay, instead of fuzzing.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def main() -> int:
 
 def _reader_program(name: str) -> list[str | Path] | None:
     own_venv.ensure(extras=("test", "fuzz"))
-    return [own_venv.PYTHON, HERE / "run_atheris.py", name]
+    os.environ["LLAMA2Q_FUZZ_TARGET"] = name
+    return [own_venv.PYTHON, HERE / "run_atheris.py"]
 
 
 def _core_program() -> list[str | Path] | None:

@@ -24,17 +24,21 @@ _SUBJECTS = {
         "tests/quant/test_core_quantizers.py",
     ),
 }
+_LARGE = (
+    # Large matrices and long texts, for the length of their sums: minutes, and no new code in them.
+    "tests/kernels/test_matmul.py::test_long_rows",
+    "tests/engine/test_bitwise.py::test_isas_at_long_positions",
+    "tests/engine/test_bitwise.py::test_chunks_at_long_positions",
+)
 _LEFT_OUT = {
     "address,undefined": (
-        # Whole child processes: what they run, the other tests run here.
+        *_LARGE,
+        # Whole models beside NumPy's: minutes, and what they call, the other tests call too.
+        "tests/engine/test_reference.py",
+        "tests/engine/test_quality.py",
         "tests/engine/test_float_environment.py::test_sampled_text_of_whole_processes",
     ),
-    "thread": (
-        # Large matrices, for the length of their sums; the threads do nothing new in them.
-        "tests/kernels/test_matmul.py::test_long_rows",
-        "tests/engine/test_bitwise.py::test_isas_at_long_positions",
-        "tests/engine/test_bitwise.py::test_chunks_at_long_positions",
-    ),
+    "thread": _LARGE,
 }
 _OPTIONS = {
     # Leaks are not looked for: the interpreter itself keeps memory until the process ends. The fuzz

@@ -1,8 +1,13 @@
-"""Runs a target under atheris: `python run_atheris.py checkpoint|l2q [options of libFuzzer]`."""
+"""Runs a target under atheris; the arguments are libFuzzer's.
+
+LLAMA2Q_FUZZ_TARGET names the target, checkpoint or l2q: not an argument, since libFuzzer starts
+itself again with its arguments when it merges.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -13,14 +18,16 @@ TESTS = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     sys.path.insert(0, str(TESTS))
-    name = sys.argv.pop(1)
+    name = os.environ["LLAMA2Q_FUZZ_TARGET"]
     with atheris.instrument_imports(include=["llama2q"]):
         target = importlib.import_module(f"fuzz.fuzz_{name}")
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         return bytes(target.mutate(data, max_size, seed, atheris.Mutate))
 
-    atheris.Setup(sys.argv, target.run_one, custom_mutator=mutate)
+    # To merge, libFuzzer starts its first argument as a command, which a script is not.
+    itself = f"{sys.executable} {Path(__file__).resolve()}"
+    atheris.Setup([itself, *sys.argv[1:]], target.run_one, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -34,6 +34,7 @@ class FakeModel:
         self.on_step: Callable[[int], None] = lambda n: None
         self.n_steps = 0
         self.step_sizes: list[int] = []
+        self.copies: list[tuple[int, int]] = []
         self._lock = threading.Lock()
 
     def step(
@@ -48,8 +49,9 @@ class FakeModel:
     ) -> NDArray[np.float32]:
         arrays = (token_ids, positions, sequence_of_token, block_tables, output_rows)
         assert all(array.dtype == np.int32 and array.flags.c_contiguous for array in arrays)
-        held = block_tables[block_tables >= 0]
-        assert len(held) == len(set(held.tolist())), "a block is in two tables"
+        held = block_tables[block_tables >= 0].tolist()
+        written = block_tables[sequence_of_token, positions // BLOCK].tolist()
+        assert all(held.count(block) == 1 for block in written), "a shared block is written"
         with self._lock:
             self.n_steps += 1
             self.step_sizes.append(len(token_ids))
@@ -67,6 +69,10 @@ class FakeModel:
                 self.cache[block, position % BLOCK] = token
             rows = [self.logits_of(self._history(i, *arrays)) for i in output_rows]
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+    def copy_blocks(self, source: NDArray[np.int32], destination: NDArray[np.int32]) -> None:
+        self.copies += zip(source.tolist(), destination.tolist(), strict=True)
+        self.cache[destination] = self.cache[source]
 
     def _history(self, i: int, *arrays: NDArray[np.int32]) -> tuple[int, ...]:
         _, positions, sequence_of_token, block_tables, _ = arrays

@@ -124,6 +124,73 @@ def test_waiting_for_more_than_there_is() -> None:
     running.release()
 
 
+def filled(pool: BlockPool, n_tokens: int, capacity: int) -> Sequence:
+    sequence = Sequence(pool, capacity)
+    sequence.ensure(n_tokens)
+    sequence.advance(n_tokens)
+    return sequence
+
+
+def test_fork_shares_full_blocks_and_copies_the_rest() -> None:
+    pool = BlockPool(10)
+    source = filled(pool, 2 * BLOCK + 5, 3 * BLOCK)
+    copies: list[tuple[int, int]] = []
+    fork = source.fork(2 * BLOCK + 3, 4 * BLOCK, lambda a, b: copies.append((a, b)))
+    assert source.blocks == (0, 1, 2)
+    assert fork.blocks == (0, 1, 3)
+    assert copies == [(2, 3)]
+    assert fork.n_tokens == 2 * BLOCK + 3
+    assert pool.n_available == 10 - 3 - 2
+    source.release()
+    assert pool.n_free == 10 - 3
+    fork.ensure(4 * BLOCK)
+    fork.release()
+    assert pool.n_available == pool.n_free == 10
+
+
+def test_fork_at_a_block_boundary_copies_nothing() -> None:
+    pool = BlockPool(4)
+    source = filled(pool, 2 * BLOCK + 5, 3 * BLOCK)
+    fork = source.fork(2 * BLOCK, 3 * BLOCK, pytest.fail)
+    assert fork.blocks == (0, 1)
+    fork.ensure(3 * BLOCK)
+    assert fork.blocks == (0, 1, 3)
+
+
+def test_fork_that_fails_leaves_nothing_behind() -> None:
+    pool = BlockPool(4)
+    source = filled(pool, BLOCK + 5, 2 * BLOCK)
+    with pytest.raises(InvalidArgumentError, match="fork at 70 tokens; the sequence has 69"):
+        source.fork(BLOCK + 6, 2 * BLOCK, pytest.fail)
+    with pytest.raises(KvCacheFullError):
+        source.fork(BLOCK + 5, 9 * BLOCK, pytest.fail)
+
+    def fail(a: int, b: int) -> None:
+        raise RuntimeError("no copy")
+
+    with pytest.raises(RuntimeError, match="no copy"):
+        source.fork(BLOCK + 5, 2 * BLOCK, fail)
+    source.release()
+    assert pool.n_available == pool.n_free == 4
+    with pytest.raises(InvalidArgumentError, match="is free; cannot share"):
+        Sequence(pool, BLOCK, shared=[2])
+    assert pool.n_available == 4
+
+
+def test_rewind_never_opens_a_shared_block() -> None:
+    pool = BlockPool(6)
+    source = filled(pool, 2 * BLOCK, 3 * BLOCK)
+    fork = source.fork(2 * BLOCK, 3 * BLOCK, pytest.fail)
+    with pytest.raises(InvalidArgumentError, match="block 1 is shared"):
+        fork.rewind(BLOCK + 1)
+    fork.rewind(BLOCK)
+    assert fork.blocks == (0,)
+    source.release()
+    fork.rewind(1)
+    fork.release()
+    assert pool.n_available == pool.n_free == 6
+
+
 class PoolMachine(RuleBasedStateMachine):
     """Any order of calls keeps every block in exactly one place."""
 
@@ -142,6 +209,16 @@ class PoolMachine(RuleBasedStateMachine):
             self.sequences.append(Sequence(self.pool, capacity))
             assert self.pool.n_available == before - blocks_for(capacity)
 
+    @rule(data=st.data(), extra=st.integers(0, 2 * BLOCK))
+    def fork(self, data: st.DataObject, extra: int) -> None:
+        if self.sequences:
+            source = data.draw(st.sampled_from(self.sequences))
+            n_tokens = data.draw(st.integers(0, source.n_tokens))
+            try:
+                self.sequences.append(source.fork(n_tokens, n_tokens + extra, lambda a, b: None))
+            except KvCacheFullError:
+                pass
+
     @rule(data=st.data(), n_tokens=st.integers(0, 4 * BLOCK))
     def grow(self, data: st.DataObject, n_tokens: int) -> None:
         if self.sequences:
@@ -158,7 +235,17 @@ class PoolMachine(RuleBasedStateMachine):
     def shrink(self, data: st.DataObject) -> None:
         if self.sequences:
             sequence = data.draw(st.sampled_from(self.sequences))
-            sequence.rewind(data.draw(st.integers(0, sequence.n_tokens)))
+            n_tokens = data.draw(st.integers(0, sequence.n_tokens))
+            holders = [
+                s.blocks.count(b)
+                for s in self.sequences
+                for b in sequence.blocks[n_tokens // BLOCK : n_tokens // BLOCK + 1]
+            ]
+            if n_tokens % BLOCK and sum(holders) > 1:
+                with pytest.raises(InvalidArgumentError):
+                    sequence.rewind(n_tokens)
+            else:
+                sequence.rewind(n_tokens)
 
     @rule(data=st.data())
     def stop(self, data: st.DataObject) -> None:
@@ -168,8 +255,12 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def every_block_has_one_place(self) -> None:
         held = [block for sequence in self.sequences for block in sequence.blocks]
-        assert len(held) == len(set(held))
-        assert self.pool.n_free == 6 - len(held)
+        assert self.pool.n_free == 6 - len(set(held))
+        for block in range(6):
+            assert self.pool.n_references(block) == held.count(block)
+        for sequence in self.sequences:
+            for block in sequence.blocks[sequence.n_tokens // BLOCK :]:
+                assert held.count(block) == 1, "a block that will be written is shared"
         assert 0 <= self.pool.n_available <= self.pool.n_free
 
     def teardown(self) -> None:

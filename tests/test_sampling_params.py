@@ -24,6 +24,31 @@ def test_defaults_are_metas() -> None:
     )
 
 
+def test_defaults_change_no_logit() -> None:
+    params = SamplingParams()
+    assert (params.repetition_penalty, params.presence_penalty) == (1.0, 0.0)
+    assert (params.frequency_penalty, params.logit_bias, params.min_tokens) == (0.0, {}, 0)
+    assert (params.ignore_eos, params.n, params.echo) == (False, 1, False)
+    assert (params.logprobs, params.prompt_logprobs) == (None, None)
+    assert params.logits_processors == ()
+
+
+def test_fields_that_contradict_each_other() -> None:
+    with pytest.raises(InvalidArgumentError, match="min_tokens is 5, more than max_tokens"):
+        SamplingParams(min_tokens=5, max_tokens=4)
+    with pytest.raises(InvalidArgumentError, match="n is 3 and temperature 0"):
+        SamplingParams(n=3, temperature=0)
+    assert SamplingParams(min_tokens=5, max_tokens=5).min_tokens == 5
+
+
+def test_logit_bias_is_copied() -> None:
+    biases = {np.int64(7): 1, 8: -math.inf}
+    params = SamplingParams(logit_bias=biases)  # type: ignore[arg-type]
+    biases[np.int64(9)] = 5
+    assert params.logit_bias == {7: 1.0, 8: -math.inf}
+    assert type(next(iter(params.logit_bias))) is int
+
+
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SamplingParams().top_k = 3  # type: ignore[misc]
@@ -59,6 +84,25 @@ def test_frozen() -> None:
         ("stop_token_ids", [2, -1], r"stop_token_ids\[1\] is -1"),
         ("stop_token_ids", 7, "stop_token_ids is 7; expected a sequence of ids"),
         ("stop_token_ids", "7", "stop_token_ids is '7'"),
+        ("repetition_penalty", 0, r"repetition_penalty is 0.0; .* above 0 \(1 is off\)"),
+        ("repetition_penalty", math.inf, "repetition_penalty is inf; expected a finite number"),
+        ("presence_penalty", 2.1, "presence_penalty is 2.1; .* from -2 to 2"),
+        ("frequency_penalty", -3, "frequency_penalty is -3.0; .* from -2 to 2"),
+        ("logit_bias", [(1, 2.0)], "logit_bias is .*; expected a mapping of token ids"),
+        ("logit_bias", {"7": 1}, r"token id of logit_bias is '7'; expected an integer from 0"),
+        ("logit_bias", {7: 101}, r"logit_bias\[7\] is 101.0; .* from -100 to 100"),
+        ("logit_bias", {7: math.nan}, r"logit_bias\[7\] is nan"),
+        ("logit_bias", {7: "x"}, r"logit_bias\[7\] is 'x'"),
+        ("min_tokens", -1, r"min_tokens is -1; .*\(0 is off\)"),
+        ("ignore_eos", 1, "ignore_eos is 1; expected a bool"),
+        ("echo", None, "echo is None; expected a bool"),
+        ("n", 0, "n is 0; expected an integer from 1"),
+        ("n", 2.0, "n is 2.0"),
+        ("logprobs", -1, "logprobs is -1; expected an integer from 0 .*None is off"),
+        ("logprobs", True, "logprobs is True"),
+        ("prompt_logprobs", "5", "prompt_logprobs is '5'"),
+        ("logits_processors", print, "logits_processors is .*; expected a sequence of callables"),
+        ("logits_processors", [print, 3], r"logits_processors\[1\] is 3; expected a callable"),
     ],
 )
 def test_out_of_range(name: str, value: Any, message: str) -> None:

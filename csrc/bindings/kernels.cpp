@@ -1,4 +1,4 @@
-// Single kernels on NumPy arrays, and the sampler.
+// Single kernels on NumPy arrays.
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -10,7 +10,6 @@
 #include "bindings/bind.h"
 #include "bindings/weights.h"
 #include "model/kv_cache.h"
-#include "model/sampler.h"
 
 namespace llama2q {
 namespace {
@@ -82,6 +81,10 @@ py::array_t<float> rope(const py::array& x, const py::array& positions, const py
   check_array(positions, "positions", "int32", {x.shape(0)});
   require(x.shape(2) % 2 == 0, "head_dim is odd; RoPE rotates pairs");
   check_array(inv_freq, "inv_freq", "float64", {x.shape(2) / 2});
+  for (py::ssize_t i = 0; i < inv_freq.size(); ++i) {
+    const double frequency = data_of<double>(inv_freq)[i];
+    require(frequency >= 0.0 && frequency <= 1.0, "a value of inv_freq lies outside [0, 1]");
+  }
   const KernelTable& table = table_of(isa);
   const int64_t n = x.shape(0), n_heads = x.shape(1), head_dim = x.shape(2);
   for (int64_t t = 0; t < n; ++t) {
@@ -191,38 +194,6 @@ py::array_t<float> attention(const py::array& q, const py::array& k, const py::a
   return out;
 }
 
-py::array_t<int32_t> sample(const py::array& logits, const py::array& temperature,
-                            const py::array& top_p, const py::array& top_k, const py::array& min_p,
-                            const py::array& seed, const py::array& sequence_index,
-                            const py::array& position, const Isa& isa) {
-  check_array(logits, "logits", "float32", {kAny, kAny});
-  const int64_t n = logits.shape(0), vocab_size = logits.shape(1);
-  require(vocab_size > 0, "logits have no columns");
-  check_array(temperature, "temperature", "float32", {n});
-  check_array(top_p, "top_p", "float32", {n});
-  check_array(top_k, "top_k", "int32", {n});
-  check_array(min_p, "min_p", "float32", {n});
-  check_array(seed, "seed", "uint64", {n});
-  check_array(sequence_index, "sequence_index", "int32", {n});
-  check_array(position, "position", "int32", {n});
-  const KernelTable& table = table_of(isa);
-  py::array_t<int32_t> ids(n);
-  int32_t* out = ids.mutable_data();
-  const py::gil_scoped_release release;
-  Sampler sampler(table);
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = sampler.sample(data_of<float>(logits) + i * vocab_size, vocab_size,
-                            {.temperature = data_of<float>(temperature)[i],
-                             .top_p = data_of<float>(top_p)[i],
-                             .top_k = data_of<int32_t>(top_k)[i],
-                             .min_p = data_of<float>(min_p)[i],
-                             .seed = data_of<uint64_t>(seed)[i],
-                             .sequence_index = data_of<int32_t>(sequence_index)[i],
-                             .position = data_of<int32_t>(position)[i]});
-  }
-  return ids;
-}
-
 }  // namespace
 
 void bind_kernels(py::module_& m) {
@@ -245,10 +216,6 @@ void bind_kernels(py::module_& m) {
         arg("positions").noconvert(), arg("kv_dtype") = "f32", isa(), n_threads(),
         "Causal attention of q float32 (n, n_heads, head_dim) at positions int32 (n,) over k and v "
         "float32 (n_keys, n_kv_heads, head_dim) at positions 0 to n_keys - 1.");
-  m.def("sample", sample, arg("logits").noconvert(), arg("temperature").noconvert(),
-        arg("top_p").noconvert(), arg("top_k").noconvert(), arg("min_p").noconvert(),
-        arg("seed").noconvert(), arg("sequence_index").noconvert(), arg("position").noconvert(),
-        isa(), "One token id per row of logits float32 (n, vocab_size); int32 (n,).");
 }
 
 }  // namespace llama2q

@@ -27,20 +27,31 @@ class CancelFlag {
   std::atomic<bool> set_{false};
 };
 
+// A number of the config; anything else is an error that names it.
+template <class T>
+T number(const py::object& value, const char* key) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    throw InvalidArgument(std::string("config: \"") + key + "\" is a " +
+                          Py_TYPE(value.ptr())->tp_name + " or out of range; expected a number");
+  }
+}
+
 Config config_of(const py::dict& values) {
   const FloatEnv environment;  // norm_eps is rounded to float here
   const auto get = [&](const char* key) {
     require(values.contains(key), std::string("config lacks \"") + key + "\"");
     return py::object(values[key]);
   };
-  const auto size = [&](const char* key) { return get(key).cast<int64_t>(); };
+  const auto size = [&](const char* key) { return number<int64_t>(get(key), key); };
   return {.dim = size("dim"),
           .hidden_dim = size("hidden_dim"),
           .n_layers = size("n_layers"),
           .n_heads = size("n_heads"),
           .n_kv_heads = size("n_kv_heads"),
           .vocab_size = size("vocab_size"),
-          .norm_eps = get("norm_eps").cast<float>()};
+          .norm_eps = number<float>(get("norm_eps"), "norm_eps")};
 }
 
 Output output_of(std::string_view name) {
@@ -191,17 +202,27 @@ class PyModel {
   }
 
   LayerView layer_of(const py::handle& values, const Config& config) {
+    require(py::isinstance<py::dict>(values),
+            std::string("a layer is a ") + Py_TYPE(values.ptr())->tp_name + "; expected a dict");
     const auto get = [&](const char* key) {
       require(values.contains(key), std::string("a layer lacks \"") + key + "\"");
-      return values[key];
+      return py::object(values[key]);
+    };
+    const auto refuse = [](const py::object& value, const char* key, const char* expected) {
+      throw InvalidArgument(std::string("a layer's \"") + key + "\" is a " +
+                            Py_TYPE(value.ptr())->tp_name + "; expected " + expected);
     };
     const auto matrix = [&](const char* key) {
-      const auto& value = get(key).template cast<const PyMatrix&>();
+      const py::object held = get(key);
+      if (!py::isinstance<PyMatrix>(held)) refuse(held, key, "a Matrix");
+      const auto& value = held.cast<const PyMatrix&>();
       keep(value.codes, value.scales);
       return value.view;
     };
     const auto norm = [&](const char* key) {
-      return vector(get(key).template cast<py::array>(), key, config.dim);
+      const py::object held = get(key);
+      if (!py::isinstance<py::array>(held)) refuse(held, key, "an array");
+      return vector(py::reinterpret_borrow<py::array>(held), key, config.dim);
     };
     return {.attention_norm = norm("attention_norm"),
             .wq = matrix("wq"),

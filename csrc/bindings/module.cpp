@@ -76,4 +76,5 @@ PYBIND11_MODULE(_core, m) {
   bind_model(m);
   bind_kernels(m);
   bind_quantize(m);
+  bind_sample(m);
 }

@@ -30,7 +30,7 @@ WeightSource source_of(const py::array& weights) {
   const SourceType type = kind == MatrixKind::kF32   ? SourceType::kF32
                           : kind == MatrixKind::kF16 ? SourceType::kF16
                                                      : SourceType::kBf16;
-  return {type, weights.data(), weights.shape(0), weights.shape(1)};
+  return {type, aligned_data(weights), weights.shape(0), weights.shape(1)};
 }
 
 void check_group_size(int64_t group_size) {

@@ -80,7 +80,7 @@ PyMatrix make_dense(py::array values, int64_t rows, int64_t cols) {
                    .n_bands = bands_of(rows),
                    .group_size = 0,
                    .n_groups = 0,
-                   .codes = values.data(),
+                   .codes = aligned_data(values),
                    .scales = nullptr,
                    .grid = {}},
           .codes = std::move(values),
@@ -121,7 +121,7 @@ PyEmbedding make_embedding_dense(py::array values) {
                    .cols = values.shape(1),
                    .group_size = 0,
                    .n_groups = 0,
-                   .codes = values.data(),
+                   .codes = aligned_data(values),
                    .scales = nullptr},
           .codes = std::move(values),
           .scales = {}};

@@ -1,6 +1,7 @@
 // From logits to a token: part of the numeric contract (DESIGN.md section 5.5).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -21,30 +22,30 @@ struct SampleArgs {
 // Order of the steps: temperature, min_p, top_k, top_p, draw. With e = exp((x - max) / T):
 // tokens with e < min_p drop; the top_k largest stay; of those, in descending order (ties: lower id
 // first), tokens stay while the mass before them is <= top_p * total; then one draw u picks the
-// first token whose cumulative mass exceeds u * kept. Sums are float64 in the order written here.
+// first token whose cumulative mass exceeds u * kept. Sums are float64: those over sorted tokens in
+// their order, the total without top_k as in model/mass.h.
 class Sampler {
  public:
-  explicit Sampler(const KernelTable& kernels) : kernels_(kernels) {}
-
   // logits f32 [n]. Throws InvalidArgument for a parameter out of range, NonFinite for NaN, +inf or
   // a row that is -inf throughout.
-  int32_t sample(const float* logits, int64_t n, const SampleArgs& args);
+  int32_t sample(const KernelTable& kernels, const float* logits, int64_t n,
+                 const SampleArgs& args);
 
  private:
-  struct Candidate {
-    float mass;
-    int32_t id;
-  };
-  double total_mass(int64_t n, float min_p) const;
-  // Appends to sorted_ the next tokens in descending order of mass: those below bound_ and, in the
-  // first call that finds any, above bound_ / 1024 (sorting all would cost more than the rest).
-  // False when none is left.
-  bool extend(int64_t n, float min_p);
+  // Whether there is a token of that index in descending order; sorts so far if need be.
+  bool has(size_t index, int64_t n, float min_p);
+  // Appends to candidates_ the tokens of the next band of masses, unsorted; false if none is left.
+  bool collect(int64_t n, float min_p);
+  double mass_of(size_t index) const;
+  int32_t id_of(size_t index) const;
 
-  const KernelTable& kernels_;
   std::vector<float> mass_;
-  std::vector<Candidate> sorted_;
-  float bound_ = 0.0f;
+  // Bits of the mass, which ascend with it, then of ~id: a larger key comes first.
+  std::vector<uint64_t> candidates_;
+  std::vector<uint64_t> spare_;
+  size_t n_candidates_ = 0;
+  size_t n_sorted_ = 0;
+  float bound_ = 0.0f;  // masses from here up have been collected
 };
 
 }  // namespace llama2q

@@ -17,6 +17,8 @@ from llama2q.config import ModelConfig
 from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
 from llama2q.generate.llama import Llama, load
+from llama2q.generate.logprobs import Logprob
+from llama2q.generate.score import Score
 from llama2q.generate.stream import Stream
 from llama2q.plan import Plan, plan
 from llama2q.sampling import SamplingParams
@@ -41,9 +43,11 @@ __all__ = [
     "ConvertReport",
     "Llama",
     "Llama2qError",
+    "Logprob",
     "ModelConfig",
     "Plan",
     "SamplingParams",
+    "Score",
     "Stream",
     "Timings",
     "Tokenizer",

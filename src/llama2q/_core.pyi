@@ -190,6 +190,28 @@ def sample(
     argmax; top_k 0 is off; ties go to the lower id. Draw: Philox4x32-10 of (seed, sequence_index,
     position)."""
 
+def edit_logits(
+    logits: _F32,
+    bias_ids: _I32,
+    biases: _F32,
+    seen_ids: _I32,
+    counts: _I32,
+    repetition: float,
+    frequency: float,
+    presence: float,
+    banned_ids: _I32,
+) -> None:
+    """Bias, penalties and bans on one row of logits (vocab_size,), in place. bias_ids and biases
+    (n_biases,); seen_ids (n_seen,), the distinct tokens of prompt and output, counts (n_seen,) how
+    often each is in the output. The order of the operations: csrc/README.md, point 7."""
+
+def logprobs(
+    logits: _F32, chosen: _I32, k: int, isa: str | None = None
+) -> tuple[_I32, _F32, _F32, _I32]:
+    """Of rows of raw logits (n, vocab_size) with a chosen token each (n,): ids (n, k) and
+    log-probabilities (n, k) of the k likeliest in order of rank, log-probability (n,) and rank
+    (n,), from 1, of the chosen."""
+
 def quantize_int4(
     weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
     group_size: int,

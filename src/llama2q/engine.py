@@ -275,6 +275,11 @@ class Engine:
             span.sequence.advance(len(span.token_ids))
         return logits
 
+    def copy_block(self, source: int, destination: int) -> None:
+        """Copy keys and values of one block to another, in every layer."""
+        ids = np.array([source, destination], np.int32)
+        self._open_model().copy_blocks(ids[:1], ids[1:])
+
 
 def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:
     """Lay spans out as the ragged step wants them.

@@ -25,6 +25,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """The folder holds no checkpoint."""
 
 
+class UnreadableFileError(CheckpointError):
+    """A file of the checkpoint cannot be opened or read."""
+
+
 class MissingShardError(CheckpointError):
     """A `consolidated.NN.pth` of the numbered set is missing."""
 
@@ -75,6 +79,10 @@ class OutputExistsError(Llama2qError, FileExistsError):
 
 class DiskSpaceError(Llama2qError, OSError):
     """The disk has no room for the output."""
+
+
+class OutputError(Llama2qError, OSError):
+    """The system refuses to write the output."""
 
 
 # --- .l2q files ------------------------------------------------------------------------------

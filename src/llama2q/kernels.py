@@ -10,6 +10,8 @@ the environment variable LLAMA2Q_ISA says. `n_threads` None takes the physical c
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,8 +27,10 @@ __all__ = [
     "Matrix",
     "attention",
     "default_isa",
+    "edit_logits",
     "exp",
     "isas",
+    "logprobs",
     "matmul",
     "quantize",
     "quantize_activations",
@@ -263,6 +267,86 @@ def attention(
         A key or value is not finite, or beyond 65504 for "f16".
     """
     return _core.attention(q, k, v, positions, kv_dtype, isa, n_threads)
+
+
+def edit_logits(
+    logits: NDArray[np.float32],
+    *,
+    bias: Mapping[int, float] | None = None,
+    prompt_ids: Sequence[int] = (),
+    output_ids: Sequence[int] = (),
+    repetition: float = 1.0,
+    frequency: float = 0.0,
+    presence: float = 0.0,
+    banned_ids: Sequence[int] = (),
+) -> NDArray[np.float32]:
+    """Apply bias, penalties and bans to one row of logits, by vLLM's definitions, in this order.
+
+    `bias` is added; logits of the tokens of prompt and output are divided by `repetition` if
+    positive, else multiplied; from those of the output, `frequency` times their count there, then
+    `presence`, is subtracted; `banned_ids` become -inf.
+
+    Parameters
+    ----------
+    logits : float32, (vocab_size,)
+    bias : mapping of int to float or None
+        By token id; -inf bans.
+    prompt_ids, output_ids : sequence of int
+    repetition, frequency, presence : float
+        1, 0 and 0 are off.
+    banned_ids : sequence of int
+
+    Returns
+    -------
+    float32, (vocab_size,)
+
+    Raises
+    ------
+    InvalidArgumentError
+        An id is outside the vocabulary, or a number not finite.
+    """
+    counts = {**dict.fromkeys(prompt_ids, 0), **Counter(output_ids)}
+    bias = bias or {}
+    edited = logits.copy()
+    _core.edit_logits(
+        edited,
+        np.array([*bias], np.int32),
+        np.array([*bias.values()], np.float32),
+        np.array([*counts], np.int32),
+        np.array([*counts.values()], np.int32),
+        repetition,
+        frequency,
+        presence,
+        np.array(banned_ids, np.int32),
+    )
+    return edited
+
+
+def logprobs(
+    logits: NDArray[np.float32], chosen: NDArray[np.int32], k: int = 0, *, isa: str | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+    """Natural log-softmax of rows, for the k likeliest tokens and a chosen one.
+
+    Parameters
+    ----------
+    logits : float32, (n, vocab_size)
+    chosen : int32, (n,)
+    k : int
+        From 0 to vocab_size.
+
+    Returns
+    -------
+    ids, values : int32 and float32, (n, k)
+        The likeliest, in order of rank (equal ones by id), and their log-probabilities.
+    chosen_values, chosen_ranks : float32 and int32, (n,)
+        Ranks count from 1.
+
+    Raises
+    ------
+    NonFiniteError
+        A row holds NaN or +inf, or -inf throughout.
+    """
+    return _core.logprobs(logits, chosen, k, isa)
 
 
 def sample(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as AbstractSequence
 
 from llama2q.errors import CancelledError, ClosedError, InvalidArgumentError, KvCacheFullError
 
@@ -76,12 +77,18 @@ class BlockPool:
                 self._references[block] = 1
             return blocks
 
+    def n_references(self, block: int) -> int:
+        """Return how many owners hold the block."""
+        return self._references[block]
+
     def retain(self, blocks: Iterable[int]) -> None:
-        """Add one reference to each block."""
+        """Add one reference to each block: to all of them or to none."""
+        blocks = tuple(blocks)
         with self._changed:
             for block in blocks:
                 if self._references[block] < 1:
                     raise InvalidArgumentError(f"KV block {block} is free; cannot share it")
+            for block in blocks:
                 self._references[block] += 1
 
     def release(self, blocks: Iterable[int], *, keep_reserved: bool = False) -> int:
@@ -173,6 +180,7 @@ class Sequence:
         pool: BlockPool,
         capacity: int,
         *,
+        shared: AbstractSequence[int] = (),
         wait: bool = False,
         finishes: bool = False,
         cancelled: Callable[[], bool] | None = None,
@@ -185,16 +193,26 @@ class Sequence:
             Where blocks come from.
         capacity : int
             Most tokens that the sequence will ever hold.
+        shared : sequence of int
+            Full blocks of another sequence, which this one begins with: it holds a reference to
+            each and never writes them.
         wait, finishes, cancelled
             See `BlockPool.reserve`, also for what it raises.
         """
         self._pool = pool
-        self._n_reserved = blocks_for(capacity)
+        self._n_reserved = max(blocks_for(capacity) - len(shared), 0)
         self._finishes = finishes
         self._blocks: list[int] = []
         self._n_tokens = 0
         self._released = False
         pool.reserve(self._n_reserved, wait=wait, finishes=finishes, cancelled=cancelled)
+        try:
+            pool.retain(shared)
+        except InvalidArgumentError:
+            pool.unreserve(self._n_reserved, finishes=finishes)
+            raise
+        self._blocks += shared
+        self._n_tokens = len(shared) * BLOCK
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -205,6 +223,59 @@ class Sequence:
     def n_tokens(self) -> int:
         """Number of tokens whose keys and values are in the cache."""
         return self._n_tokens
+
+    def fork(
+        self,
+        n_tokens: int,
+        capacity: int,
+        copy_block: Callable[[int, int], None],
+        *,
+        wait: bool = False,
+        finishes: bool = False,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Sequence:
+        """Make a sequence that begins with the first tokens of this one.
+
+        Full blocks are shared; a last one that is not full is copied, since both write on in it.
+
+        Parameters
+        ----------
+        n_tokens : int
+            How many tokens both have; this one may have more, and go on growing.
+        capacity : int
+            Most tokens that the new sequence will ever hold.
+        copy_block : callable
+            Copies the keys and values of one block (first argument) to another.
+        wait, finishes, cancelled
+            See `BlockPool.reserve`, also for what it raises.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If this sequence has fewer tokens.
+        """
+        if not 0 <= n_tokens <= self._n_tokens:
+            raise InvalidArgumentError(
+                f"cannot fork at {n_tokens} tokens; the sequence has {self._n_tokens}"
+            )
+        n_full, n_rest = divmod(n_tokens, BLOCK)
+        sequence = Sequence(
+            self._pool,
+            capacity,
+            shared=self._blocks[:n_full],
+            wait=wait,
+            finishes=finishes,
+            cancelled=cancelled,
+        )
+        try:
+            if n_rest:
+                sequence.ensure(n_tokens)
+                copy_block(self._blocks[n_full], sequence._blocks[n_full])
+                sequence.advance(n_rest)
+        except BaseException:
+            sequence.release()
+            raise
+        return sequence
 
     def ensure(self, n_tokens: int) -> None:
         """Own blocks enough for this many tokens.
@@ -235,12 +306,23 @@ class Sequence:
         self._n_tokens += n_tokens
 
     def rewind(self, n_tokens: int) -> None:
-        """Forget all but the first tokens; blocks no longer needed stay reserved."""
+        """Forget all but the first tokens; blocks no longer needed stay reserved, unless shared.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are fewer tokens, or the next one would be written into a shared block.
+        """
         if not 0 <= n_tokens <= self._n_tokens:
             raise InvalidArgumentError(
                 f"cannot rewind to {n_tokens} tokens; the sequence has {self._n_tokens}"
             )
         keep = blocks_for(n_tokens)
+        if n_tokens % BLOCK and self._pool.n_references(self._blocks[keep - 1]) > 1:
+            raise InvalidArgumentError(
+                f"cannot rewind to {n_tokens} tokens: block {keep - 1} is shared, so its end is "
+                f"no place to write; rewind to a multiple of {BLOCK}"
+            )
         dropped = self._blocks[keep:]
         del self._blocks[keep:]
         self._n_reserved += self._pool.release(dropped, keep_reserved=True)

@@ -66,12 +66,16 @@ class Tokenizer:
                 f"{name} has {self._n_words} pieces with (unk, bos, eos) = {found}; "
                 f"a Llama 2 tokenizer has {expected}"
             )
+        self._name = name
         self._texts: list[str | int | None] = [None] * self._n_words
-        self._unknown_text = str(self._model.decode([self.unk_id]))
-        space = int(self._model.piece_to_id(_SPACE))
-        has_space = space != self.unk_id
-        self._strips_first = not has_space or self._model.decode([space]) == ""
-        self._strips_all = has_space and self._model.decode([space, space]) == ""
+        try:
+            self._unknown_text = str(self._model.decode([self.unk_id]))
+            space = int(self._model.piece_to_id(_SPACE))
+            has_space = space != self.unk_id
+            self._strips_first = not has_space or self._model.decode([space]) == ""
+            self._strips_all = has_space and self._model.decode([space, space]) == ""
+        except Exception as error:
+            raise TokenizerError(f"{name} is damaged: {error}; copy it again") from error
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -136,6 +140,17 @@ class Tokenizer:
         ids: list[int] = self._model.encode(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+    def check_pieces(self) -> None:
+        """Read the text of every piece, which is otherwise done on first use.
+
+        Raises
+        ------
+        TokenizerError
+            A piece is not UTF-8.
+        """
+        for token in range(self._n_words):
+            self._text_of(token)
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Turn the ids of one sequence into its text.
 
@@ -148,6 +163,19 @@ class Tokenizer:
         pieces = [decoder.push(operator.index(token)) for token in ids]
         return "".join(pieces) + decoder.flush()
 
+    def text_of(self, token: int) -> str:
+        """Return the text that a token adds inside a text, its leading space included.
+
+        That of a byte piece that is no character by itself is U+FFFD.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the id is not in [0, vocab_size).
+        """
+        text = self._text_of(token)
+        return bytes([text]).decode(errors="replace") if isinstance(text, int) else text
+
     def _text_of(self, token: int) -> str | int:
         """Text of an ordinary piece, spaces in place, or the value of a byte piece."""
         if not 0 <= token < self._n_words:
@@ -156,7 +184,12 @@ class Tokenizer:
             )
         text = self._texts[token]
         if text is None:
-            piece = str(self._model.id_to_piece(token))
+            try:
+                piece = str(self._model.id_to_piece(token))
+            except UnicodeDecodeError as error:
+                raise TokenizerError(
+                    f"{self._name} is damaged: piece {token} is not UTF-8; copy it again"
+                ) from error
             if self._model.is_byte(token):
                 text = int(piece[1:-1], 16)
             elif self._model.is_control(token):

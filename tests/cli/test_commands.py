@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -74,6 +75,73 @@ def test_generate_json_and_prompt_from_stdin(model: Path) -> None:
     assert values["token_ids"] == list(expected.token_ids)
     assert values["seed"] == 3
     assert values["usage"]["completion_tokens"] == len(expected.token_ids)
+
+
+def test_generate_takes_the_sampling_settings(model: Path) -> None:
+    options = [
+        "--max-tokens", "12", "--min-tokens", "3", "--seed", "3", "--repetition-penalty", "1.3",
+        "--presence-penalty", "0.5", "--frequency-penalty", "0.25", "--logit-bias", "300=2.5",
+        "--logit-bias", "301=-inf", "--ignore-eos", "--logprobs", "2", "--echo", "--json",
+    ]  # fmt: skip
+    values = json.loads(run("generate", model, "Once upon a time", *options).stdout)
+    with llama2q.load(model) as llm:
+        expected = llm.generate(
+            "Once upon a time", max_tokens=12, min_tokens=3, seed=3, repetition_penalty=1.3,
+            presence_penalty=0.5, frequency_penalty=0.25, logit_bias={300: 2.5, 301: -math.inf},
+            ignore_eos=True, logprobs=2, echo=True,
+        )  # fmt: skip
+    assert values["token_ids"] == list(expected.token_ids)
+    assert values["prompt"] == "Once upon a time"
+    assert expected.logprobs is not None
+    for found, entry in zip(values["logprobs"], expected.logprobs, strict=True):
+        assert {int(token) for token in found} == set(entry)
+        assert all(found[str(token)]["logprob"] == entry[token].logprob for token in entry)
+
+
+def test_generate_several_samples(model: Path) -> None:
+    options = ["--max-tokens", "9", "--seed", "3", "--n", "3", "--echo"]
+    result = run("generate", model, "The king", *options)
+    with llama2q.load(model) as llm:
+        expected = llm.generate("The king", max_tokens=9, seed=3, n=3)
+    assert result.stdout == "".join(
+        f"--- {sample.index}\nThe king{sample.text}\n" for sample in expected.samples
+    )
+    values = json.loads(run("generate", model, "The king", *options, "--json").stdout)
+    texts = [values["text"], *[other["text"] for other in values["others"]]]
+    assert texts == [sample.text for sample in expected.samples]
+
+
+def test_generate_echo_streams_the_prompt(model: Path) -> None:
+    result = run("generate", model, "The king", "--max-tokens", "5", "--seed", "1", "--echo")
+    assert result.stdout.startswith("The king")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--logit-bias", "7"], "--logit-bias is '7'; expected ID=X"),
+        (["--logit-bias", "x=1"], "--logit-bias is 'x=1'"),
+        (["--logprobs", "3"], "add --json"),
+        (["--n", "2", "--temperature", "0"], "n is 2 and temperature 0"),
+        (["--min-tokens", "9", "--max-tokens", "3"], "min_tokens is 9, more than max_tokens"),
+    ],
+)
+def test_generate_refuses(model: Path, options: list[str], part: str) -> None:
+    assert_one_error_line(run("generate", model, "The king", *options), part)
+
+
+def test_score(model: Path) -> None:
+    with llama2q.load(model) as llm:
+        expected = llm.score("The king was old")
+    text = run("score", model, "The king was old")
+    lines = text.stdout.splitlines()
+    assert len(lines) == len(expected.logprobs)
+    assert lines[0].split()[:2] == [f"{expected.logprobs[0]:.4f}", str(expected.token_ids[1])]
+    assert f"perplexity {expected.perplexity:.4f}" in text.stderr
+    values = json.loads(run("score", model, "-", "--json", stdin="The king was old").stdout)
+    assert values["logprobs"] == list(expected.logprobs)
+    assert values["total"] == expected.total
+    assert_one_error_line(run("score", model, ""), "leaves none to score")
 
 
 def test_inspect(model: Path) -> None:

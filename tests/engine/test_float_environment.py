@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from builders import TINY, core_matrix, core_model, random_weights, run
-from llama2q import _core
+from llama2q import _core, kernels
 from reference_weights import Dense, Weights
 from strategies import assert_same_bits, floats
 
@@ -120,6 +120,11 @@ def test_kernels(csr: Csr, state: str, isa: str) -> None:
             np.minimum(x, 50), row, row, zero, row * 0, zero.astype(np.uint64), zero, zero, isa
         ),
     }
+    denormal = floats(6, (64,), 0, 2.0**-125)
+    calls["edit_logits"] = lambda: kernels.edit_logits(
+        denormal, output_ids=range(60), repetition=3.0, presence=2.0**-130
+    )
+    calls["logprobs"] = lambda: _core.logprobs(np.minimum(x, 50), zero, 0, isa)[2]
     tiny = calls["matmul"]()
     assert ((tiny != 0) & (np.abs(tiny) < 2.0**-126)).any()
     for name, call in calls.items():

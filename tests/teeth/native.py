@@ -13,6 +13,9 @@ from teeth.workbench import Edit
 MATMUL = "kernels/test_matmul.py"
 ATTENTION = "kernels/test_attention.py"
 SAMPLE = "kernels/test_sample.py"
+EDITS = "kernels/test_logit_edits.py"
+LOGPROBS = "kernels/test_logprobs.py"
+DISTRIBUTION = "kernels/test_distribution.py"
 CONTRACT = "engine/test_contract.py"
 BITWISE = "engine/test_bitwise.py"
 CHECKS = "engine/test_step_checks.py"
@@ -292,8 +295,8 @@ NATIVE = (
     fault(
         "top-p off by one",
         "csrc/model/sampler.cpp",
-        "kept <= cut && has(kept_count)",
-        "kept < cut && has(kept_count)",
+        "kept <= cut && has_token(kept_count)",
+        "kept < cut && has_token(kept_count)",
         f"{SAMPLE}::test_top_p_keeps_while_the_sum_before_is_not_above_p",
     ),
     fault(
@@ -306,9 +309,53 @@ NATIVE = (
     fault(
         "ties in descending order of id",
         "csrc/model/sampler.cpp",
-        "a.mass == b.mass && a.id < b.id",
-        "a.mass == b.mass && a.id > b.id",
+        "uint64_t{std::bit_cast<uint32_t>(mass)} << 32 | ~static_cast<uint32_t>(id);",
+        "uint64_t{std::bit_cast<uint32_t>(mass)} << 32 | static_cast<uint32_t>(id);",
         f"{SAMPLE}::test_draw_is_philox",
+    ),
+    fault(
+        "large bands sorted in another order of ids",
+        "csrc/model/sampler.cpp",
+        "for (const uint64_t key : from) to[starts[digit_of(key)]++] = key;",
+        "for (size_t i = from.size(); i-- > 0;) to[starts[digit_of(from[i])]++] = from[i];",
+        "kernels/test_sample_contract.py",
+        "generate/test_same_text.py::test_large_vocabulary",
+    ),
+    fault(
+        "repetition penalty divides negative logits too",
+        "csrc/model/logit_edits.cpp",
+        "x = x > 0.0f ? x / repetition : x * repetition;",
+        "x = x / repetition;",
+        f"{EDITS}::test_meanings",
+    ),
+    fault(
+        "presence penalty on the prompt",
+        "csrc/model/logit_edits.cpp",
+        "if (edits.counts[i] > 0) {",
+        "if (edits.counts[i] >= 0) {",
+        f"{EDITS}::test_meanings",
+        DISTRIBUTION,
+    ),
+    fault(
+        "frequency penalty once per token",
+        "csrc/model/logit_edits.cpp",
+        "frequency * static_cast<float>(edits.counts[i])",
+        "frequency * static_cast<float>(edits.counts[i] > 0 ? 1 : 0)",
+        f"{EDITS}::test_meanings",
+    ),
+    fault(
+        "a term left out of the logarithm",
+        "csrc/base/log.cpp",
+        "for (int power = 23; power >= 3; power -= 2) {",
+        "for (int power = 23; power >= 5; power -= 2) {",
+        f"{LOGPROBS}::test_float64",
+    ),
+    fault(
+        "rank among equal logits by the higher id",
+        "csrc/model/logprobs.cpp",
+        "for (int64_t i = 0; i < chosen; ++i) before += logits[i] == value ? 1 : 0;",
+        "for (int64_t i = chosen + 1; i < n; ++i) before += logits[i] == value ? 1 : 0;",
+        f"{LOGPROBS}::test_order_and_rank",
     ),
     fault(
         "nine rounds of Philox",

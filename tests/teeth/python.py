@@ -5,6 +5,8 @@ from __future__ import annotations
 from teeth.mutant import fault
 
 REFERENCE = "engine/test_reference.py"
+SAMPLES = "generate/test_samples.py"
+SETTINGS = "generate/test_sampling_settings.py"
 
 PYTHON = (
     fault(
@@ -42,6 +44,48 @@ PYTHON = (
         '"wo": 1,',
         '"wo": 0,',
         "converter/test_shards.py::test_shards_hold_what_metas_rules_say",
+    ),
+    fault(
+        "the last block of a prompt shared, not copied",
+        "src/llama2q/kv_blocks.py",
+        "copy_block(self._blocks[n_full], sequence._blocks[n_full])",
+        "pass",
+        f"{SAMPLES}::test_samples_equal_separate_runs",
+    ),
+    fault(
+        "a shared block freed by its first owner",
+        "src/llama2q/kv_blocks.py",
+        "self._references[block] += 1",
+        "self._references[block] += 0",
+        "test_kv_blocks.py::test_fork_shares_full_blocks_and_copies_the_rest",
+    ),
+    fault(
+        "an heir begins after the text of the one before",
+        "src/llama2q/generate/request.py",
+        "self._sequence.rewind(len(self.prompt.ids))",
+        "pass",
+        f"{SAMPLES}::test_samples_that_end_at_different_times",
+    ),
+    fault(
+        "samples draw the same numbers",
+        "src/llama2q/generate/batch.py",
+        "np.array([request.sequence_index for request in requests], np.int32),",
+        "np.zeros(len(requests), np.int32),",
+        f"{SAMPLES}::test_samples_equal_separate_runs",
+    ),
+    fault(
+        "output left out of the penalties",
+        "src/llama2q/generate/logit_edits.py",
+        "            self._seen.add(token)\n",
+        "            pass\n",
+        f"{SETTINGS}::test_edits_apply_to_prompt_and_output",
+    ),
+    fault(
+        "logprobs of edited logits",
+        "src/llama2q/generate/request.py",
+        "raw = logits if self.params.logprobs is None else logits.copy()",
+        "raw = logits",
+        f"{SETTINGS}::test_logprobs_are_of_the_models_own_logits",
     ),
     fault(
         "last token's logits off by one",

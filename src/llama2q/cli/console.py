@@ -52,12 +52,17 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(BROKEN_PIPE) from None
     except Llama2qError as error:
-        note(f"error: {error}")
+        note(f"error: {_one_line(str(error))}")
         raise typer.Exit(1) from None
     except OSError as error:
         place = f"{error.filename}: " if error.filename is not None else ""
-        note(f"error: {place}{error.strerror or error}")
+        note("error: " + _one_line(f"{place}{error.strerror or error}"))
         raise typer.Exit(1) from None
+
+
+def _one_line(text: str) -> str:
+    """Escape what does not print: names in a message may come from anywhere."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -46,6 +46,9 @@ def convert(
         Grid.nonuniform
     ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted conversion.")
+    ] = True,
     no_checksums: Annotated[
         bool,
         typer.Option("--no-checksums", help="Do not compare files with the MD5 in checklist.chk."),
@@ -66,6 +69,7 @@ def convert(
                 group_size=group_size,
                 grid=grid.value,
                 overwrite=force,
+                resume=resume,
                 verify_checksums=not no_checksums,
                 progress=bar,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -12,9 +11,11 @@ import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
 from llama2q.cli.doctor import doctor
+from llama2q.cli.generate import generate
 from llama2q.cli.inspect import describe, print_description, print_licences
-from llama2q.cli.options import Context, Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Threads
 from llama2q.cli.plan import plan
+from llama2q.cli.score import score
 from llama2q.cli.verify import verify
 
 app = typer.Typer(
@@ -50,60 +51,6 @@ def _options(
     ] = False,
 ) -> None:
     set_up(verbose)
-
-
-@app.command()
-def generate(
-    file: ModelFile,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - is stdin.")],
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Stop after this many tokens; if not given, at the end.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 0.9,
-    top_k: Annotated[int, typer.Option(help="0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option(help="0 is off.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; repeatable.")] = None,
-    ctx: Context = None,
-    kv: Kv = KvChoice.auto,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Continue PROMPT: new text to stdout as it comes, speed to stderr."""
-    with exit_codes():
-        import llama2q
-
-        if prompt == "-":
-            prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
-        params = llama2q.SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            max_tokens=max_tokens,
-            stop=stop or (),
-        )
-        with (
-            llama2q.load(file, n_ctx=ctx, kv_dtype=kv.value, n_threads=threads) as llm,
-            llm.stream(prompt, params) as stream,
-        ):
-            for chunk in stream:
-                if not json:
-                    print(chunk.text, end="", flush=True)
-            completion = stream.completion
-            kv_dtype = llm.engine.kv_dtype
-        if json:
-            print_json(asdict(completion))
-        else:
-            print()
-        usage, timings = completion.usage, completion.timings
-        note(
-            f"prompt {usage.prompt_tokens} tokens, {timings.prompt_tokens_per_second:.1f} tok/s; "
-            f"new {usage.completion_tokens} tokens, {timings.tokens_per_second:.1f} tok/s; "
-            f"KV {kv_dtype}; seed {completion.seed}; ended by {completion.finish_reason}"
-        )
 
 
 @app.command()
@@ -166,7 +113,7 @@ def perplexity(
         )
 
 
-for command in (plan, verify, doctor):
+for command in (generate, score, plan, verify, doctor):
     app.command()(command)
 
 

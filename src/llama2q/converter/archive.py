@@ -17,6 +17,7 @@ from llama2q.errors import ShardFormatError, TruncatedShardError
 LOCAL_SIGNATURE = b"PK\x03\x04"
 MAX_ENTRIES = 1 << 18
 MAX_DIRECTORY_BYTES = 1 << 26
+MAX_NAME_LENGTH = 512
 
 _END = struct.Struct("<4s4H2LH")  # 22 bytes
 _END64_LOCATOR = struct.Struct("<4sLQL")  # 20 bytes
@@ -101,6 +102,7 @@ def local_data_offset(file: MappedFile, header_offset: int) -> tuple[bytes, int]
 
 
 def _fault(file: MappedFile, what: str) -> ShardFormatError:
+    what = what if len(what) <= 600 else what[:300] + " ... " + what[-300:]
     return ShardFormatError(
         f"{file.path.name} is not an archive as torch.save writes it: {what}; download it again"
     )
@@ -212,7 +214,14 @@ def _locate(file: MappedFile, central: _Central, limit: int) -> Entry:
     except UnicodeDecodeError:
         raise _fault(file, f"the entry name {central.name!r} is not text") from None
     parts = name.split("/")
-    if len(parts) < 2 or "\\" in name or "\0" in name or not set(parts).isdisjoint({"", ".", ".."}):
+    odd = not name.isprintable() or len(name) > MAX_NAME_LENGTH
+    if (
+        odd
+        or len(parts) < 2
+        or "\\" in name
+        or "\0" in name
+        or not set(parts).isdisjoint({"", ".", ".."})
+    ):
         raise _fault(file, f"the entry name {name!r} is not a plain path below a root folder")
     local_name, offset = local_data_offset(file, central.header_offset)
     if local_name != central.name:

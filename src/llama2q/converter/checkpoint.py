@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +27,18 @@ from llama2q.converter.meta_tensors import (
 )
 from llama2q.converter.params import derive_config, read_params
 from llama2q.converter.pth import NUMPY_DTYPES, ShardFile
-from llama2q.errors import InvalidArgumentError, TensorSetError, TokenizerError
+from llama2q.errors import (
+    InvalidArgumentError,
+    Llama2qError,
+    TensorSetError,
+    TokenizerError,
+    UnreadableFileError,
+)
 from llama2q.tokenizer import Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 26
+MAX_NAME_LENGTH = 200
+_MAY_BE_TIED = {"tok_embeddings.weight", "output.weight"}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -86,11 +96,27 @@ class MetaCheckpoint:
         TokenizerError
             tokenizer.model is absent, unreadable, or has another number of pieces than the model.
         """
+        try:
+            return cls._open(folder)
+        except Llama2qError:
+            raise
+        except OSError as error:
+            name = Path(error.filename or folder).name
+            raise UnreadableFileError(
+                f"{name} cannot be read: {error.strerror or error} ({error.filename or folder})"
+            ) from error
+
+    @classmethod
+    def _open(cls, folder: str | Path) -> Self:
         found = find_checkpoint(folder)
         params = read_params(found.params)
         tokenizer_bytes = _read_tokenizer(found.tokenizer)
         with ExitStack() as stack:
             files = tuple(stack.enter_context(ShardFile(path)) for path in found.shards)
+            for file in files:
+                _check_names(file)
+                _check_overlaps(file)
+            _check_places(files)
             first = {name: tensor.shape for name, tensor in files[0].tensors.items()}
             config = derive_config(params, first, len(files))
             shapes = tensor_shapes(config)
@@ -203,6 +229,37 @@ class MetaCheckpoint:
             raise InvalidArgumentError(f"the checkpoint has no tensor {name!r}") from None
 
 
+def _check_names(file: ShardFile) -> None:
+    for name in file.tensors:
+        if not (name.isascii() and name.isprintable() and len(name) <= MAX_NAME_LENGTH):
+            raise TensorSetError(
+                f"{file.path.name} holds a tensor with the name {name[:80]!a}; expected at most "
+                f"{MAX_NAME_LENGTH} printable ASCII characters"
+            )
+
+
+def _check_overlaps(file: ShardFile) -> None:
+    """Raise if tensors overlap, but for an output matrix that is the embedding table itself."""
+    places = sorted((t.offset, t.offset + t.nbytes, name) for name, t in file.tensors.items())
+    for (begin, end, name), (other_begin, other_end, other) in pairwise(places):
+        tied = {name, other} == _MAY_BE_TIED and (begin, end) == (other_begin, other_end)
+        if other_begin < end and not tied:
+            raise TensorSetError(
+                f"{file.path.name}: {' and '.join(sorted((name, other)))} share elements of one "
+                "storage; expected tensors of their own: save them after .clone()"
+            )
+
+
+def _check_places(files: tuple[ShardFile, ...]) -> None:
+    """Compare each file's number with the one it was saved under, which its root folder keeps."""
+    for file in files if len(files) > 1 else ():
+        if re.fullmatch(r"consolidated\.\d\d", file.root) and file.root != file.path.stem:
+            raise TensorSetError(
+                f"{file.path.name} was saved as {file.root}.pth: the shards are swapped or copied; "
+                "give each its own name back, or run download.sh again"
+            )
+
+
 def _check_tensor_sets(files: tuple[ShardFile, ...], shapes: dict[str, tuple[int, ...]]) -> None:
     for file in files:
         missing = [name for name in shapes if name not in file.tensors]
@@ -273,12 +330,14 @@ def _read_tokenizer(path: Path) -> bytes:
 
 
 def _check_tokenizer(path: Path, data: bytes, vocab_size: int) -> None:
-    n_pieces = Tokenizer(data, name=str(path)).n_words
+    tokenizer = Tokenizer(data, name=str(path))
+    n_pieces = tokenizer.n_words
     if n_pieces != vocab_size:
         raise TokenizerError(
             f"tokenizer.model has {n_pieces} pieces; tok_embeddings has {vocab_size} rows. "
             f"They are not of one model ({path})"
         )
+    tokenizer.check_pieces()
 
 
 def _some(names: list[str]) -> str:

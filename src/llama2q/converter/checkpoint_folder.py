@@ -6,7 +6,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama2q.errors import CheckpointNotFoundError, MissingShardError, TokenizerError
+from llama2q.errors import (
+    CheckpointNotFoundError,
+    MissingShardError,
+    TokenizerError,
+    UnreadableFileError,
+)
 
 MAX_LICENCE_BYTES = 1 << 20
 
@@ -43,6 +48,8 @@ def find_checkpoint(folder: str | Path) -> CheckpointFolder:
         The folder does not exist or holds something else; the message says what.
     MissingShardError
         The shards are not numbered without a gap from 00.
+    UnreadableFileError
+        A shard is no ordinary file.
     TokenizerError
         tokenizer.model lies neither beside the shards nor one folder up.
     """
@@ -56,11 +63,14 @@ def find_checkpoint(folder: str | Path) -> CheckpointFolder:
         )
     path = given.resolve()
     numbers = _shard_numbers(path)
+    for number in numbers:
+        _require_file(path / f"consolidated.{number:02d}.pth")
     if not numbers:
         raise CheckpointNotFoundError(_describe(given, path))
     missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
     if missing:
-        names = ", ".join(f"consolidated.{number:02d}.pth" for number in missing)
+        names = ", ".join(f"consolidated.{number:02d}.pth" for number in missing[:8])
+        names += ", ..." if len(missing) > 8 else ""
         raise MissingShardError(
             f"{names} {'is' if len(missing) == 1 else 'are'} missing: the checkpoint has "
             f"{numbers[-1] + 1} shards; found {_ranges(numbers)}. "
@@ -90,10 +100,20 @@ def read_licences(paths: tuple[Path, ...]) -> dict[str, str]:
 
 def _shard_numbers(path: Path) -> list[int]:
     return sorted(
-        int(match[1])
-        for child in path.iterdir()
-        if (match := _SHARD.fullmatch(child.name)) and child.is_file()
+        int(match[1]) for child in path.iterdir() if (match := _SHARD.fullmatch(child.name))
     )
+
+
+def _require_file(path: Path) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        found = "a folder"
+    elif path.is_symlink() and not path.exists():
+        found = f"a link to nothing ({path.readlink()})"
+    else:
+        found = "no ordinary file"
+    raise UnreadableFileError(f"{path.name} is {found}; download it again in its place")
 
 
 def _find_tokenizer(path: Path) -> Path:

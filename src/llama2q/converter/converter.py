@@ -82,6 +82,7 @@ def convert(
     group_size: int = 64,
     grid: str = "nonuniform",
     overwrite: bool = False,
+    resume: bool = True,
     verify_checksums: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
@@ -103,6 +104,8 @@ def convert(
         Values of the int4 codes.
     overwrite : bool
         Whether an existing file is replaced.
+    resume : bool
+        Whether an interrupted conversion goes on where it stopped; else it starts anew.
     verify_checksums : bool
         Whether files that `checklist.chk` or `tokenizer_checklist.chk` list, beside the checkpoint
         or one folder up, must have the MD5 given there. Tensors of files that no list covers are
@@ -123,7 +126,7 @@ def convert(
         The checkpoint is incomplete, damaged, or holds NaN or infinity.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
-    OutputExistsError, DiskSpaceError, QuantizationError, InvalidArgumentError
+    OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
         See `llama2q.errors`. No error leaves a file under the final name.
 
     Notes
@@ -141,6 +144,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         overwrite=overwrite,
+        resume=resume,
         verify_checksums=verify_checksums,
         progress=progress,
         n_threads=n_threads,
@@ -156,6 +160,7 @@ def convert_with(
     group_size: int = 64,
     grid: str = "nonuniform",
     overwrite: bool = False,
+    resume: bool = True,
     verify_checksums: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
@@ -184,6 +189,7 @@ def convert_with(
                 checkpoint.tokenizer_bytes,
                 fingerprint=fingerprint(sources),
                 overwrite=overwrite,
+                resume=resume,
             ) as writer,
             SourceHasher(sources, listed) as hasher,
             _CheckedSource(checkpoint, hasher, listed) as source,

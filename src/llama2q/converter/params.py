@@ -16,8 +16,9 @@ from llama2q.errors import InvalidArgumentError, MissingShardError, ParamsError,
 MAX_PARAMS_BYTES = 1 << 20
 
 _INTEGERS = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "vocab_size", "max_seq_len")
-_FLOATS = ("ffn_dim_multiplier", "norm_eps", "rope_theta")
-_HARMLESS = frozenset({"max_batch_size", "use_scaled_rope"})
+_FLOATS = {"ffn_dim_multiplier": (1e-3, 1e3), "norm_eps": (1e-20, 0.1), "rope_theta": (1.0, 1e12)}
+"""Least and largest value."""
+_UNUSED: dict[str, type[int]] = {"max_batch_size": int, "use_scaled_rope": bool}
 _REQUIRED = ("n_heads", "norm_eps")
 
 
@@ -152,12 +153,17 @@ def _no_constant(text: str) -> float:
 
 
 def _check(values: dict[str, Any]) -> Params:
-    unknown = sorted(set(values) - {*_INTEGERS, *_FLOATS, *_HARMLESS})
+    unknown = sorted(set(values) - {*_INTEGERS, *_FLOATS, *_UNUSED})
     if unknown:
+        shown = [name[:40] for name in unknown[:8]]
         raise ParamsError(
-            f"params.json has unknown keys {unknown}: this may be another kind of model than "
+            f"params.json has unknown keys {shown}: this may be another kind of model than "
             "Llama 2, whose keys are " + ", ".join((*_INTEGERS, *_FLOATS))
         )
+    for name, kind in _UNUSED.items():
+        value = values.get(name)
+        if value is not None and (type(value) is not kind or int(value) < 0):
+            raise ParamsError(f"params.json: {name} is {_cut(value)}; expected a {kind.__name__}")
     if values.get("use_scaled_rope"):
         raise ParamsError("params.json asks for use_scaled_rope (Llama 3.1); expected Llama 2")
     checked: dict[str, Any] = {}
@@ -168,15 +174,18 @@ def _check(values: dict[str, Any]) -> Params:
         if name == "vocab_size" and value == -1 and type(value) is int:
             checked[name] = value
         elif type(value) is not int or not 1 <= value < 2**31:
-            raise ParamsError(f"params.json: {name} is {value!r}; expected a positive integer")
+            raise ParamsError(f"params.json: {name} is {_cut(value)}; expected a positive integer")
         else:
             checked[name] = value
     for name in _FLOATS:
         value = values.get(name)
         if value is None:
             continue
-        if type(value) not in (int, float) or not 0 <= value < 1e30:
-            raise ParamsError(f"params.json: {name} is {value!r}; expected a number >= 0")
+        low, high = _FLOATS[name]
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise ParamsError(
+                f"params.json: {name} is {_cut(value)}; expected a number in [{low:g}, {high:g}]"
+            )
         checked[name] = float(value)
     missing = [name for name in _REQUIRED if name not in checked]
     if missing:
@@ -184,12 +193,12 @@ def _check(values: dict[str, Any]) -> Params:
             f"params.json lacks {', '.join(missing)}; found {sorted(values)}. "
             "These cannot be told from the tensors"
         )
-    if not 0 < checked.get("ffn_dim_multiplier", 1.0) <= 1000:
-        raise ParamsError(
-            f"params.json: ffn_dim_multiplier is {checked['ffn_dim_multiplier']}; "
-            "expected a factor in (0, 1000]"
-        )
     return Params(**checked)
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, n_dims: int) -> tuple[int, ...]:

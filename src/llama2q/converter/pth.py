@@ -76,6 +76,8 @@ class ShardFile:
         The file.
     entries : mapping
         The archive's entries by full name.
+    root : str
+        The folder that they lie in: the stem of the name under which torch.save wrote the file.
     tensors : mapping
         The tensors by name, in the order in which they were saved.
 
@@ -171,7 +173,7 @@ class ShardFile:
             raise ShardFormatError(
                 f"{where} is a zip archive with the roots {roots[:5]}; torch.save writes one"
             )
-        root = roots[0]
+        root = self.root = roots[0]
         pickle = self.entries.get(f"{root}/data.pkl")
         if pickle is None:
             raise ShardFormatError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -30,6 +31,7 @@ class Journal:
 
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
+        self._fresh = path.with_name(path.name + ".new")
         self._key = key
         self._file: BinaryIO | None = None
 
@@ -58,18 +60,17 @@ class Journal:
     def start(self, expected: list[PlacedTensor], finished: dict[str, str]) -> None:
         """Begin a new journal that names the tensors finished so far."""
         self.close()
-        fresh = self.path.with_name(self.path.name + ".new")
-        with fresh.open("wb") as file:
+        with self._fresh.open("wb") as file:
             file.write(self._encode({"key": self._key}))
             for tensor in expected[: len(finished)]:
                 file.write(self._encode(self._line(tensor, finished[tensor.spec.name])))
-        fresh.replace(self.path)
+        self._fresh.replace(self.path)
         self._file = self.path.open("ab", buffering=0)
 
     def add(self, tensor: PlacedTensor, sha256: str) -> None:
         """Note that a tensor's bytes are complete."""
         if self._file is not None:
-            self._file.write(self._encode(self._line(tensor, sha256)))
+            write_all(self._file, memoryview(self._encode(self._line(tensor, sha256))))
 
     def close(self) -> None:
         """Close the file, which stays."""
@@ -80,6 +81,7 @@ class Journal:
     def remove(self) -> None:
         """Close and delete the file."""
         self.close()
+        self._fresh.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -113,6 +115,15 @@ class Journal:
     @staticmethod
     def _encode(line: dict[str, Any]) -> bytes:
         return canonical_json(line).encode("ascii") + b"\n"
+
+
+def write_all(file: BinaryIO, view: memoryview) -> None:
+    """Write all bytes to an unbuffered file, which may take fewer at a time."""
+    while len(view):
+        written = file.write(view)
+        if not written:
+            raise OSError(errno.EIO, "the system took no bytes")
+        view = view[written:]
 
 
 def _hash(part: BinaryIO, data_start: int, tensor: PlacedTensor) -> str:

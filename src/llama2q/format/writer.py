@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -16,9 +17,15 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q.errors import DiskSpaceError, InvalidArgumentError, OutputExistsError
+from llama2q.errors import (
+    DiskSpaceError,
+    InvalidArgumentError,
+    Llama2qError,
+    OutputError,
+    OutputExistsError,
+)
 from llama2q.format.header import HASH_PLACEHOLDER, build_header, model_id_of
-from llama2q.format.journal import Journal
+from llama2q.format.journal import Journal, write_all
 from llama2q.format.layout import (
     INV_FREQ,
     TOKENIZER,
@@ -59,6 +66,8 @@ class Writer:
         Anything that changes when the sources do. Without it nothing is ever resumed.
     overwrite : bool
         Whether an existing file may be replaced.
+    resume : bool
+        Whether to go on with an unfinished `NAME.part`; else it is begun anew.
 
     Attributes
     ----------
@@ -72,7 +81,9 @@ class Writer:
     OutputExistsError
         The file exists, or another process is writing it.
     DiskSpaceError
-        The disk has no room for it.
+        The disk has no room for it, at the start or later.
+    OutputError
+        The system refuses to write.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class Writer:
         *,
         fingerprint: str = "",
         overwrite: bool = False,
+        resume: bool = True,
     ) -> None:
         self.path = Path(path)
         self.metadata = metadata
@@ -104,9 +116,15 @@ class Writer:
             ).hexdigest(),
         )
         self._check_disk_space()
-        self._part = self._open_part()
+        self._renamed = False
+        with self._named_errors():
+            self._part = self._open_part()
         try:
-            self.finished = self._resume(header, enabled=bool(fingerprint))
+            with self._named_errors():
+                self.finished = self._resume(header, enabled=resume and bool(fingerprint))
+        except Exception:
+            self._discard()
+            raise
         except BaseException:
             self._part.close()
             raise
@@ -128,7 +146,8 @@ class Writer:
             raise InvalidArgumentError(f"the next tensor is {tensor.spec.name}, not {name}")
         dtype = NUMPY_DTYPES[tensor.spec.dtype]
         digest = hashlib.sha256()
-        self._part.seek(self._data_start + tensor.begin)
+        with self._named_errors():
+            self._part.seek(self._data_start + tensor.begin)
         written = 0
         for chunk in chunks:
             if chunk.dtype != dtype:
@@ -138,14 +157,16 @@ class Writer:
             if written > tensor.spec.nbytes:
                 break
             digest.update(view)
-            _write_all(self._part, view)
+            with self._named_errors():
+                write_all(self._part, view)
         if written != tensor.spec.nbytes:
             raise InvalidArgumentError(
                 f"{name} {list(tensor.spec.shape)} has {tensor.spec.nbytes} bytes, "
                 f"not {written} or more"
             )
-        _write_all(self._part, memoryview(bytes(-written % 64)))
-        self._journal.add(tensor, digest.hexdigest())
+        with self._named_errors():
+            write_all(self._part, memoryview(bytes(-written % 64)))
+            self._journal.add(tensor, digest.hexdigest())
         self.finished[name] = digest.hexdigest()
 
     def finish(self, source_sha256: Mapping[str, str] | None = None) -> str:
@@ -168,13 +189,17 @@ class Writer:
         strings = self._final(hashes).to_strings()
         model_id = model_id_of(self._placed, strings)
         header = build_header(self._placed, {**strings, "model_id": model_id})
-        self._part.seek(0)
-        _write_all(self._part, memoryview(header))
-        os.fsync(self._part.fileno())
-        self._part.close()
-        self._part_path.replace(self.path)
-        _fsync_folder(self.path.parent)
-        self._journal.remove()
+        with self._named_errors():
+            self._part.seek(0)
+            write_all(self._part, memoryview(header))
+            os.fsync(self._part.fileno())
+            if sys.platform == "win32":
+                self._part.close()  # an open file cannot be renamed; elsewhere it stays locked
+            self._part_path.replace(self.path)
+            self._renamed = True
+            self._part.close()
+            self._journal.remove()
+            _fsync_folder(self.path.parent)
         return model_id
 
     def __enter__(self) -> Self:
@@ -188,15 +213,42 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         """Close; remove what is unfinished unless this is an interruption."""
-        if self._part.closed:
-            return
-        if kind is not None and not issubclass(kind, Exception):
+        if self._renamed:
+            if kind is not None:  # between the rename and the end of finish
+                self._part.close()
+                with contextlib.suppress(OSError):
+                    self._journal.remove()
+        elif kind is not None and not issubclass(kind, Exception):
             self._journal.close()
             self._part.close()
-            return
-        self._part_path.unlink(missing_ok=True)
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Remove what is unfinished; an error that led here must not be hidden by another."""
+        if sys.platform == "win32":
+            self._part.close()
+        with contextlib.suppress(OSError):
+            self._part_path.unlink(missing_ok=True)
         self._part.close()
-        self._journal.remove()
+        with contextlib.suppress(OSError):
+            self._journal.remove()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Llama2qError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+                raise DiskSpaceError(
+                    f"the disk is full: {self.path.name} needs {self.file_bytes / 1e9:.2f} GB in "
+                    f"{self.path.parent}; make room and convert again"
+                ) from error
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror or error}"
+            ) from error
 
     def _final(self, hashes: Mapping[str, str]) -> Metadata:
         source = tuple(
@@ -251,7 +303,7 @@ class Writer:
         end = self._tensors[len(finished) - 1].end if finished else 0
         self._part.truncate(self._data_start + end + -end % 64)
         self._part.seek(0)
-        _write_all(self._part, memoryview(header))
+        write_all(self._part, memoryview(header))
         self._journal.start(self._tensors, finished)
         return finished
 
@@ -292,11 +344,6 @@ def write_model(
         for spec, chunks in zip(specs, contents, strict=True):
             if spec.name not in writer.finished:
                 writer.write(spec.name, chunks)
-
-
-def _write_all(file: BinaryIO, view: memoryview) -> None:
-    while len(view):
-        view = view[file.write(view) :]
 
 
 def _lock(file: BinaryIO) -> bool:

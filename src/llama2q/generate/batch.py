@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
-from llama2q.engine import Engine
+from llama2q.engine import Engine, Span
 from llama2q.errors import KvCacheFullError
 from llama2q.generate.completion import Chunk
 from llama2q.generate.request import Request
@@ -44,7 +43,7 @@ class Batch:
         self._engine = engine
         self._cancel = cancel
         self._finishes = finishes
-        self._waiting = deque(requests)
+        self._waiting = list(requests)
         self._running: list[Request] = []
 
     @property
@@ -63,9 +62,14 @@ class Batch:
             If the cancel flag was set.
         """
         self._admit()
-        requests, spans = [], []
+        requests: list[Request] = []
+        spans: list[Span] = []
+        ready: list[tuple[Request, NDArray[np.float32]]] = []
         budget = PROMPT_TOKENS_PER_STEP
         for request in self._running:
+            if request.prompt.row is not None and not request.n_pending:
+                ready.append((request, request.prompt.row))
+                continue
             if request.is_decoding:
                 span = request.span(1)
             elif budget:
@@ -75,22 +79,47 @@ class Batch:
                 continue
             requests.append(request)
             spans.append(span)
-        logits = self._engine.forward(spans, self._cancel)
-        ready = [
-            request for request, span in zip(requests, spans, strict=True) if request.fed(span)
-        ]
+        if spans:
+            ready += self._forward(requests, spans)
         if not ready:
             return []
-        tokens = sample(logits, ready, self._engine.isa)
+        chosen = [request for request, _ in ready]
+        logits = stacked([row for _, row in ready])
+        raw = [request.edit(row) for request, row in zip(chosen, logits, strict=True)]
+        tokens = sample(logits, chosen, self._engine.isa)
         chunks = []
-        for request, token in zip(ready, tokens.tolist(), strict=True):
-            chunk = request.accept(token)
+        for request, token, row in zip(chosen, tokens.tolist(), raw, strict=True):
+            chunk = request.accept(token, row)
             if chunk is not None:
                 chunks.append((request, chunk))
                 if chunk.finish_reason is not None:
-                    request.release()
-                    self._running.remove(request)
+                    self._end(request)
         return chunks
+
+    def _forward(
+        self, requests: Sequence[Request], spans: Sequence[Span]
+    ) -> list[tuple[Request, NDArray[np.float32]]]:
+        """Run a step; return the requests that can sample now, each with its row of logits."""
+        logits = self._engine.forward(spans, self._cancel)
+        ready = []
+        end = 0
+        for request, span in zip(requests, spans, strict=True):
+            start, end = end, end + span.n_rows
+            row = request.fed(span, logits[start:end])
+            if row is not None:
+                ready.append((request, row))
+        return ready
+
+    def _end(self, ended: Request) -> None:
+        """Hand the blocks of a request that has ended to a sample that waits, or back."""
+        heir = next((other for other in self._waiting if other.prompt is ended.prompt), None)
+        if heir is None:
+            ended.release()
+            self._running.remove(ended)
+            return
+        heir.take_over(ended)
+        self._running[self._running.index(ended)] = heir
+        self._waiting.remove(heir)
 
     def release(self) -> None:
         """Give back the blocks of whatever has not ended; nothing can be run after."""
@@ -101,10 +130,12 @@ class Batch:
         self._waiting.clear()
 
     def _admit(self) -> None:
-        while self._waiting:
+        for request in tuple(self._waiting):
+            if request.waits_for_prompt:
+                continue
             try:
                 # Waiting is only safe while this batch holds nothing that others wait for.
-                self._waiting[0].admit(
+                request.admit(
                     wait=not self._running,
                     finishes=self._finishes,
                     cancelled=self._cancel.is_set,
@@ -113,7 +144,23 @@ class Batch:
                 if not self._running:
                     raise
                 return
-            self._running.append(self._waiting.popleft())
+            self._running.append(request)
+            self._waiting.remove(request)
+
+
+def stacked(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return rows, float32 (vocab_size,) each, as one array (n, vocab_size), to be written to.
+
+    Nothing is copied where they are all rows of one array already, as they come from a step.
+    """
+    base = rows[0].base
+    if (
+        isinstance(base, np.ndarray)
+        and base.shape == (len(rows), *rows[0].shape)
+        and all(row.base is base for row in rows)
+    ):
+        return base
+    return np.stack(rows)
 
 
 def sample(logits: NDArray[np.float32], requests: Sequence[Request], isa: str) -> NDArray[np.int32]:
@@ -138,7 +185,7 @@ def sample(logits: NDArray[np.float32], requests: Sequence[Request], isa: str) -
         np.array([p.top_k for p in params], np.int32),
         np.array([p.min_p for p in params], np.float32),
         np.array([request.seed for request in requests], np.uint64),
-        np.zeros(len(requests), np.int32),
+        np.array([request.sequence_index for request in requests], np.int32),
         np.array([request.position for request in requests], np.int32),
         isa,
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from llama2q.generate.logprobs import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -40,7 +43,8 @@ class Timings:
     decode_seconds : float
         From the first new token to the last.
     prompt_tokens_per_second, tokens_per_second : float
-        Speed of reading the prompt and of writing; 0 where nothing was measured.
+        Speed of reading the prompt and of writing; 0 where nothing was measured, as the prompt's
+        in samples that share what another has read.
     """
 
     prompt_seconds: float
@@ -71,6 +75,20 @@ class Completion:
     timings : Timings
     seed : int
         Seed given or drawn; the same seed gives the same text.
+    index : int
+        Which of the prompt's `n` samples this is; also its sequence index in the draws.
+    prompt : str or None
+        With `echo`: the prompt's text, which `text` continues.
+    prompt_token_ids : tuple of int or None
+        With `echo`: the prompt's ids.
+    logprobs : tuple of dict or None
+        With `logprobs`: of each of `token_ids`, a dict from token id to `Logprob`; it holds the
+        k likeliest, in order of rank, and the token itself.
+    prompt_logprobs : tuple of dict or None
+        With `prompt_logprobs`: the same of each token of the prompt; None for the first, which
+        nothing predicts.
+    others : tuple of Completion
+        With `n` above 1: the samples 1 to n - 1 of the prompt; this one is sample 0.
     """
 
     text: str
@@ -80,11 +98,32 @@ class Completion:
     usage: Usage
     timings: Timings
     seed: int
+    index: int = 0
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    others: tuple[Completion, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Completion, ...]:
+        """All samples of the prompt in the order of their index, this one first."""
+        return (self, *self.others)
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the log-probabilities of `token_ids`; None without `logprobs`."""
+        if self.logprobs is None:
+            return None
+        pairs = zip(self.token_ids, self.logprobs, strict=True)
+        return math.fsum(row[token].logprob for token, row in pairs)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a stream: new text, and all ids generated since the last chunk.
+
+    With `echo` the first chunk begins with the prompt's text and ids.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias, cast, overload
 
@@ -15,7 +16,9 @@ from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.generate.batch import Batch
 from llama2q.generate.completion import Completion
+from llama2q.generate.prompt import Prompt as ReadPrompt
 from llama2q.generate.request import Request
+from llama2q.generate.score import Score, score
 from llama2q.generate.stream import Stream
 from llama2q.kv_blocks import Sequence as CachedSequence
 from llama2q.plan import KvChoice
@@ -101,7 +104,8 @@ class Llama:
         Returns
         -------
         Completion or list of Completion
-            A list for a list.
+            A list for a list. With `n` above 1, each is sample 0 of its prompt, and its `samples`
+            are all of them.
 
         Raises
         ------
@@ -112,28 +116,67 @@ class Llama:
             beyond the room is not generated: finish_reason is then "length".
         KvCacheFullError
             If open streams hold the KV cache.
+        NonFiniteError
+            If the settings leave no token (all are banned) or a logits processor returns NaN or
+            +inf. What a processor raises itself comes out as it is.
         """
         settings = SamplingParams.of(params, sampling)
         single = _is_prompt(prompt)
         prompts = cast(Sequence[Prompt], [prompt] if single else prompt)
-        requests = [Request(self._engine, self._ids_of(p), settings) for p in prompts]
+        samples = [self._samples(p, settings) for p in prompts]
+        requests = [request for group in samples for request in group]
         batch = Batch(self._engine, requests, _core.CancelFlag(), finishes=True)
         try:
             while not batch.is_done:
                 batch.step()
         finally:
             batch.release()
-        completions = [request.completion() for request in requests]
+        completions = []
+        for group in samples:
+            first, *others = [request.completion() for request in group]
+            completions.append(replace(first, others=tuple(others)))
         return completions[0] if single else completions
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
     ) -> Stream:
-        """Continue one prompt, text chunk by text chunk; see `generate` for the parameters."""
+        """Continue one prompt, text chunk by text chunk; see `generate` for the parameters.
+
+        `n` is 1 here.
+        """
         settings = SamplingParams.of(params, sampling)
         if not _is_prompt(prompt):
             raise InvalidArgumentError("stream takes one prompt; pass a list to generate()")
-        return Stream(self._engine, Request(self._engine, self._ids_of(prompt), settings))
+        if settings.n > 1:
+            raise InvalidArgumentError(
+                f"n is {settings.n}; a stream is of one sample: use generate(), or n=1"
+            )
+        (request,) = self._samples(prompt, settings)
+        return Stream(self._engine, request)
+
+    def score(self, text: Prompt) -> Score:
+        """Return how likely each token of a text is, given those before it.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            A string gets a BOS in front; ids are taken as they are.
+
+        Returns
+        -------
+        Score
+            Token ids, log-probabilities, their sum, perplexity.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are fewer than two tokens, or an id is outside the vocabulary.
+        ContextLengthError
+            If there are more tokens than the context holds, and one.
+        """
+        if not _is_prompt(text):
+            raise InvalidArgumentError("score takes one text; call it for each of a list")
+        return score(self._engine, self._ids_of(text))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return what the model expects after each token.
@@ -169,6 +212,10 @@ class Llama:
         finally:
             sequence.release()
         return rows
+
+    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
+        read = ReadPrompt(self._engine, self._ids_of(prompt), params)
+        return [Request(self._engine, read, index) for index in range(params.n)]
 
     def _ids_of(self, prompt: Prompt) -> Sequence[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

@@ -1,66 +1,54 @@
-"""One prompt on its way to a completion."""
+"""One sample of a prompt on its way to a completion."""
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llama2q.engine import Engine, Span
-from llama2q.errors import ContextLengthError, InvalidArgumentError
+from llama2q.errors import InvalidArgumentError
 from llama2q.generate.completion import Chunk, Completion, FinishReason, Timings, Usage
+from llama2q.generate.logit_edits import LogitEdits
+from llama2q.generate.logprobs import TokenLogprobs, token_logprobs
+from llama2q.generate.prompt import Prompt
 from llama2q.generate.stopping import StopMatcher
 from llama2q.kv_blocks import Sequence as CachedSequence
-from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import StreamDecoder
+
+PROMPT_ROWS_PER_STEP = 128
+"""Most tokens of one prompt fed in a step where the logits of each are asked for."""
 
 
 class Request:
     """State of one generation: tokens still to be fed, text so far, and why it ended."""
 
-    def __init__(self, engine: Engine, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Check the prompt and prepare its state; nothing is computed and no block taken.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If the prompt is empty or an id is outside the vocabulary.
-        ContextLengthError
-            If the prompt leaves no room for a token.
-        """
-        engine.check_open()
-        engine.check_ids(prompt_ids)
+    def __init__(self, engine: Engine, prompt: Prompt, sequence_index: int = 0) -> None:
+        """Prepare the state of one sample; nothing is computed and no block taken."""
+        params = prompt.params
+        self.prompt = prompt
         self.params = params
-        self.seed = secrets.randbits(63) if params.seed is None else params.seed
-        self.n_prompt = len(prompt_ids)
-        room = engine.n_ctx - self.n_prompt
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {self.n_prompt} tokens and the context holds {engine.n_ctx}, one "
-                "of them new at least; shorten the prompt"
-                + (
-                    f" or load the model with a larger n_ctx (up to {engine.config.max_seq_len})"
-                    if engine.n_ctx < engine.config.max_seq_len
-                    else ""
-                )
-            )
-        vocab_size = engine.config.vocab_size
-        for token in params.stop_token_ids:
-            if token >= vocab_size:
-                raise InvalidArgumentError(
-                    f"stop_token_ids holds {token}; the vocabulary ends at {vocab_size - 1}"
-                )
-        self._limit = room if params.max_tokens is None else min(room, params.max_tokens)
-        self._eos_id = engine.tokenizer.eos_id
-        self._pool = engine.pool
+        self.seed = prompt.seed
+        self.sequence_index = sequence_index
+        self._engine = engine
+        self._limit = prompt.limit
+        ending_ids = params.stop_token_ids
+        if not params.ignore_eos:
+            ending_ids = (engine.tokenizer.eos_id, *ending_ids)
+        self._ending_ids = frozenset(ending_ids)
+        self._edits = LogitEdits(params, prompt.ids, ending_ids)
         self._sequence: CachedSequence | None = None
-        self._pending = [int(token) for token in prompt_ids]
+        self._reads_prompt = False
+        self._pending = list(prompt.ids)
         self._decoder = StreamDecoder(engine.tokenizer)
-        for token in self._pending:
-            self._decoder.push(token)
+        self._prompt_text = "".join([self._decoder.push(token) for token in self._pending])
         self._stops = StopMatcher(params.stop)
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._texts: list[str] = []
+        self._n_chunks = 0
         self._n_chunked = 0
         self._n_sampled = 0
         self._started = self._first = self._last = 0.0
@@ -82,54 +70,134 @@ class Request:
         """Position that the next sampled token will occupy."""
         return self._sequence.n_tokens if self._sequence else 0
 
+    @property
+    def waits_for_prompt(self) -> bool:
+        """Whether another sample is reading the prompt just now."""
+        return self.prompt.reader is not None and self.prompt.row is None
+
     def admit(
         self, *, wait: bool, finishes: bool, cancelled: Callable[[], bool] | None = None
     ) -> None:
-        """Reserve the blocks of the worst case; see `BlockPool.reserve`."""
-        # The last token is returned, never fed.
-        self._sequence = CachedSequence(
-            self._pool,
-            self.n_prompt + self._limit - 1,
+        """Reserve the blocks of the worst case; see `BlockPool.reserve`.
+
+        A sample whose prompt has been read begins with a fork of the reader's sequence.
+        """
+        prompt = self.prompt
+        self._started = time.perf_counter()
+        if prompt.reader is None or prompt.reader._sequence is None:
+            self._sequence = CachedSequence(
+                self._engine.pool,
+                prompt.capacity,
+                wait=wait,
+                finishes=finishes,
+                cancelled=cancelled,
+            )
+            prompt.reader = self
+            self._reads_prompt = True
+            return
+        self._sequence = prompt.reader._sequence.fork(
+            len(prompt.ids),
+            prompt.capacity,
+            self._engine.copy_block,
             wait=wait,
             finishes=finishes,
             cancelled=cancelled,
         )
+        self._pending.clear()
+
+    def take_over(self, ended: Request) -> None:
+        """Begin with the sequence of another sample of the same prompt, which has ended."""
+        if ended._sequence is None or ended.prompt is not self.prompt:
+            raise InvalidArgumentError("only a sample of the same prompt can be followed")
         self._started = time.perf_counter()
+        self._sequence = ended._sequence
+        self._sequence.rewind(len(self.prompt.ids))
+        self._pending.clear()
+        self.prompt.reader = self
+        ended._sequence = None
 
     def span(self, most: int) -> Span:
-        """Return the next tokens to feed, with a row of logits if they are the last pending."""
+        """Return the next tokens to feed, with rows of logits as needed."""
         if self._sequence is None:
             raise InvalidArgumentError("this request has not been admitted")
+        if self.params.prompt_logprobs is not None and not self.is_decoding:
+            tokens = self._pending[: min(most, PROMPT_ROWS_PER_STEP)]
+            return Span(self._sequence, tokens, len(tokens))
         tokens = self._pending[:most]
         return Span(self._sequence, tokens, int(len(tokens) == len(self._pending)))
 
-    def fed(self, span: Span) -> bool:
-        """Note that a step took the span; True if the next token can be sampled."""
-        del self._pending[: len(span.token_ids)]
-        return not self._pending
+    def fed(self, span: Span, rows: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Note that a step took the span; return the next token's logits if it can be sampled.
 
-    def accept(self, token: int) -> Chunk | None:
-        """Take the sampled token; return new text, or the last chunk."""
+        Parameters
+        ----------
+        span : Span
+        rows : float32, (span.n_rows, vocab_size)
+
+        Returns
+        -------
+        float32, (vocab_size,), or None
+        """
+        del self._pending[: len(span.token_ids)]
+        if not self.is_decoding:
+            self.prompt.add_logprobs(self._engine, rows)
+        if self._pending:
+            return None
+        last: NDArray[np.float32] = rows[-1]
+        if not self.is_decoding and self.params.n > 1:
+            self.prompt.row = last.copy()
+        return last
+
+    def edit(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Edit the next token's logits, float32 (vocab_size,), in place; return the model's own."""
+        if not self._edits.is_active:
+            return logits
+        raw = logits if self.params.logprobs is None else logits.copy()
+        self._edits.apply(logits)
+        return raw
+
+    def accept(self, token: int, logits: NDArray[np.float32]) -> Chunk | None:
+        """Take the sampled token; return new text, or the last chunk.
+
+        Parameters
+        ----------
+        token : int
+        logits : float32, (vocab_size,)
+            The model's own, as `edit` returned them.
+        """
         self._last = time.perf_counter()
         if not self._n_sampled:
             self._first = self._last
         self._n_sampled += 1
-        if token == self._eos_id:
-            return self._end("stop", None)
-        if token in self.params.stop_token_ids:
-            return self._end("stop", token)
+        if token in self._ending_ids:
+            return self._end("stop", token if token in self.params.stop_token_ids else None)
         self._token_ids.append(token)
         self._pending.append(token)
-        text, stop = self._stops.feed(self._decoder.push(token))
+        self._edits.add(token)
+        if self.params.logprobs is not None:
+            self._logprobs += token_logprobs(
+                logits[None],
+                np.array([token], np.int32),
+                self.params.logprobs,
+                self._engine.tokenizer,
+                self._engine.isa,
+            )
+        text, stop = self._match(self._decoder.push(token))
         if stop is not None:
             return self._chunk(text, "stop", stop)
         if len(self._token_ids) == self._limit:
             return self._end("length", None, text)
         return self._chunk(text) if text else None
 
+    def _match(self, text: str) -> tuple[str, str | None]:
+        """Look for stop strings, but not in the text of the first `min_tokens` tokens."""
+        if len(self._token_ids) <= self.params.min_tokens:
+            return text, None
+        return self._stops.feed(text)
+
     def _end(self, reason: FinishReason, stop_reason: int | None, text: str = "") -> Chunk:
         """End the text: what was held back belongs to it, unless it completes a stop string."""
-        tail, stop = self._stops.feed(self._decoder.flush())
+        tail, stop = self._match(self._decoder.flush())
         if stop is not None:
             return self._chunk(text + tail, "stop", stop)
         return self._chunk(text + tail + self._stops.flush(), reason, stop_reason)
@@ -144,6 +212,9 @@ class Request:
         self._texts.append(text)
         new = tuple(self._token_ids[self._n_chunked :])
         self._n_chunked = len(self._token_ids)
+        self._n_chunks += 1
+        if self.params.echo and self._n_chunks == 1:
+            return Chunk(self._prompt_text + text, (*self.prompt.ids, *new), reason)
         return Chunk(text, new, reason)
 
     def release(self) -> None:
@@ -156,17 +227,26 @@ class Request:
         prompt_seconds = self._first - self._started if self._n_sampled else 0.0
         decode_seconds = self._last - self._first
         n_decoded = self._n_sampled - 1
+        n_read = len(self.prompt.ids) if self._reads_prompt else 0
+        params = self.params
         return Completion(
             text="".join(self._texts),
             token_ids=tuple(self._token_ids),
             finish_reason=self.finish_reason or "abort",
             stop_reason=self._stop_reason,
-            usage=Usage(self.n_prompt, len(self._token_ids)),
+            usage=Usage(len(self.prompt.ids), len(self._token_ids)),
             timings=Timings(
                 prompt_seconds,
                 decode_seconds,
-                self.n_prompt / prompt_seconds if prompt_seconds > 0 else 0.0,
+                n_read / prompt_seconds if prompt_seconds > 0 else 0.0,
                 n_decoded / decode_seconds if decode_seconds > 0 else 0.0,
             ),
             seed=self.seed,
+            index=self.sequence_index,
+            prompt=self._prompt_text if params.echo else None,
+            prompt_token_ids=tuple(self.prompt.ids) if params.echo else None,
+            logprobs=None if params.logprobs is None else tuple(self._logprobs),
+            prompt_logprobs=(
+                None if params.prompt_logprobs is None else tuple(self.prompt.logprobs)
+            ),
         )

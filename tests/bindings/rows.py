@@ -1,0 +1,440 @@
+"""One row per function of the core that takes arrays: sound arguments, and wrong values of them.
+
+Shapes are those of the docstrings in `_core.pyi`. A row's `values` are arguments that are right in
+type and shape and must be refused for what they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from builders import NONUNIFORM, TINY, core_model, ints, random_weights
+from llama2q import _core
+
+Arguments = dict[str, Any]
+N_BLOCKS = 4
+KV = TINY.n_kv_heads
+HEADS, WIDTH = TINY.n_heads, TINY.head_dim
+BIG, SMALL = 2**31 - 1, -(2**31)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is known of one function.
+
+    Attributes
+    ----------
+    call : callable
+        Takes the arguments by name.
+    good : callable
+        Makes sound arguments, fresh each time.
+    values : sequence
+        (argument, wrong value); an argument may be a dict of several.
+    free : dict
+        Argument -> axes whose size no other argument fixes.
+    in_place : tuple
+        Arguments that are written, so that a read-only array is refused.
+    """
+
+    call: Callable[..., Any]
+    good: Callable[[], Arguments]
+    values: Sequence[tuple[str, Any]] = ()
+    free: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    in_place: tuple[str, ...] = ()
+
+
+def f32(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(7).normal(0, 1, shape).astype(np.float32)
+
+
+def u8(*shape: int) -> NDArray[np.uint8]:
+    return np.zeros(shape, np.uint8)
+
+
+def i8(*shape: int) -> NDArray[np.int8]:
+    return np.zeros(shape, np.int8)
+
+
+def f16(*shape: int) -> NDArray[np.float16]:
+    return np.zeros(shape, np.float16)
+
+
+_MODEL: list[_core.Model] = []
+
+
+def model() -> _core.Model:
+    """Return one small model for all rows."""
+    if not _MODEL:
+        _MODEL.append(core_model(random_weights(TINY, "int8"), n_blocks=N_BLOCKS))
+    return _MODEL[0]
+
+
+def model_arguments() -> Arguments:
+    """Build the parts of `Model(...)` as `builders.core_model` does."""
+    caught: Arguments = {}
+    real = _core.Model
+
+    def catch(**arguments: Any) -> None:
+        caught.update(arguments)
+
+    _core.Model = catch  # type: ignore[misc, assignment]
+    try:
+        core_model(random_weights(TINY, "int8"), n_blocks=N_BLOCKS)
+    finally:
+        _core.Model = real  # type: ignore[misc]
+    return caught
+
+
+def batch() -> Arguments:
+    """Two sequences of 3 and 2 tokens."""
+    return {
+        "positions": ints([0, 1, 2, 0, 1]),
+        "sequence_of_token": ints([0, 0, 0, 1, 1]),
+        "block_tables": np.array([[0, -1], [2, -1]], np.int32),
+    }
+
+
+BATCH_VALUES: list[tuple[str, Any]] = [
+    *(("positions", ints([0, 1, 2, *last])) for last in ((1, 0), (0, 0), (-1, 0), (0, BIG))),
+    *(("positions", ints([a, a + 1, a + 2, 0, 1])) for a in (-1, SMALL, 64, 127, 128, BIG - 2)),
+    *(("sequence_of_token", ints([0, 0, 0, s, s])) for s in (2, -1, BIG, SMALL)),
+    ("sequence_of_token", ints([0, 1, 0, 1, 1])),
+    *(
+        ("block_tables", np.array([[b, -1], [2, -1]], np.int32))
+        for b in (-1, -2, N_BLOCKS, BIG, SMALL)
+    ),
+    ("block_tables", np.array([[2, -1], [2, -1]], np.int32)),
+    ("block_tables", np.array([[0, 0], [2, -1]], np.int32)),
+    ("block_tables", np.zeros((0, 0), np.int32)),
+    ("block_tables", np.zeros((2, 0), np.int32)),
+    ("block_tables", np.zeros((0, 2), np.int32)),
+]
+LAYERS = [("layer", value) for value in (-1, TINY.n_layers, 2**62, -(2**63))]
+TOKENS = [("token_ids", ints([5, 6, token, 8, 9])) for token in (-1, TINY.vocab_size, BIG, SMALL)]
+N, DIM, HIDDEN = 5, TINY.dim, TINY.hidden_dim
+NOT_FINITE = [np.full((N, DIM), value, np.float32) for value in (np.nan, np.inf, -np.inf)]
+ISA = [("isa", "none-such"), ("isa", "\0"), ("isa", "x" * 10_000)]
+THREADS = [("n_threads", count) for count in (0, -1, 100_000, BIG)]
+FREE_STEP = {"block_tables": (1,)}
+
+
+def with_batch(**more: Any) -> Callable[[], Arguments]:
+    return lambda: {
+        **{name: value() if callable(value) else value for name, value in more.items()},
+        **batch(),
+    }
+
+
+def made(**values: Any) -> Callable[[], Arguments]:
+    """Return a maker of arguments; arrays are copied each time."""
+    return lambda: {
+        name: value.copy() if isinstance(value, np.ndarray) else value
+        for name, value in values.items()
+    }
+
+
+def op(name: str) -> Callable[..., Any]:
+    return lambda **arguments: getattr(model(), name)(**arguments)
+
+
+X = f32(N, DIM)
+ROWS: dict[str, Row] = {
+    "Matrix.int4": Row(
+        _core.Matrix.int4,
+        made(codes=u8(2, 8, 64), scales=f16(2, 2, 16), grid=NONUNIFORM, rows=20, cols=40),
+        values=[
+            *(("rows", n) for n in (0, -1, 16, 33, 2**31, 2**62, -(2**63))),
+            *(("cols", n) for n in (0, -1, 32, 65, 2**31, 2**62, -(2**63))),
+            ("grid", NONUNIFORM[::-1].copy()),
+            ("grid", np.zeros(16, np.int8)),
+            ("grid", np.array([-128, *NONUNIFORM[1:]], np.int8)),
+            ("codes", u8(2, 7, 64)),
+            ("codes", u8(2, 0, 64)),
+            ("scales", f16(2, 3, 16)),
+            ("scales", f16(2, 0, 16)),
+        ],
+    ),
+    "Matrix.int8": Row(
+        _core.Matrix.int8,
+        made(codes=i8(2, 16, 64), scales=f16(2, 2, 16), rows=20, cols=40),
+        values=[
+            *(("rows", n) for n in (0, -1, 16, 33, 2**31, 2**62)),
+            *(("cols", n) for n in (0, -1, 32, 65, 2**31, 2**62)),
+            ("codes", i8(2, 15, 64)),
+            ("scales", f16(2, 5, 16)),
+        ],
+    ),
+    "Matrix.dense": Row(
+        _core.Matrix.dense,
+        made(values=f32(2, 40, 16), rows=20, cols=40),
+        values=[
+            *(("rows", n) for n in (0, -1, 16, 33, 2**31, 2**62)),
+            *(("cols", n) for n in (0, -1, 39, 41, 2**31, 2**62)),
+        ],
+    ),
+    "Embedding.int8": Row(
+        _core.Embedding.int8,
+        made(codes=i8(7, 100), scales=f16(7, 4)),
+        values=[
+            ("codes", i8(0, 100)),
+            ("codes", i8(7, 0)),
+            ("codes", i8(7, 1000)),
+            ("scales", f16(7, 0)),
+            ("scales", f16(7, 3)),
+            ("scales", f16(7, 5)),
+        ],
+        free={"codes": (1,)},
+    ),
+    "Embedding.dense": Row(
+        _core.Embedding.dense,
+        made(values=f32(7, 100)),
+        values=[("values", f32(0, 100)), ("values", f32(7, 0))],
+        free={"values": (0, 1)},
+    ),
+    "Model.__init__": Row(
+        _core.Model,
+        model_arguments,
+        values=[
+            *(("n_blocks", n) for n in (0, -1, 2**31, 2**62)),
+            *(("kv_dtype", name) for name in ("", "f64", "F32", "f32\0")),
+            ("inv_freq", np.full(WIDTH // 2, np.nan)),
+            ("inv_freq", np.full(WIDTH // 2, np.inf)),
+            ("inv_freq", np.full(WIDTH // 2, -0.5)),
+            ("inv_freq", np.full(WIDTH // 2, 1.5)),
+            ("layers", []),
+            ("layers", [{}, {}]),
+            *ISA,
+            *THREADS,
+        ],
+    ),
+    "Model.step": Row(
+        op("step"),
+        with_batch(token_ids=lambda: ints([5, 6, 7, 8, 9]), output_rows=lambda: ints([2, 4])),
+        values=[
+            *TOKENS,
+            *BATCH_VALUES,
+            *(("output_rows", ints(rows)) for rows in ([4, 2], [2, 2], [-1, 2], [2, 5], [BIG])),
+            *(("output", name) for name in ("", "logit", "logits\0", "x" * 10_000)),
+        ],
+        free={**FREE_STEP, "output_rows": (0,)},
+    ),
+    "Model.copy_blocks": Row(
+        op("copy_blocks"),
+        made(source=ints([0, 1]), destination=ints([2, 3])),
+        values=[
+            *(("source", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)),
+            *(("destination", ints([2, b])) for b in (-1, N_BLOCKS, BIG, SMALL, 2, 0)),
+        ],
+    ),
+    "Model.embed": Row(
+        op("embed"), made(token_ids=ints([5, 6, 7, 8, 9])), TOKENS, free={"token_ids": (0,)}
+    ),
+    "Model.qkv": Row(
+        op("qkv"),
+        with_batch(layer=0, x=lambda: X.copy()),
+        [*LAYERS, *BATCH_VALUES, *(("x", x) for x in NOT_FINITE)],
+        free=FREE_STEP,
+    ),
+    "Model.attend": Row(
+        op("attend"),
+        with_batch(layer=1, q=lambda: X.copy()),
+        [*LAYERS, *BATCH_VALUES],
+        free=FREE_STEP,
+    ),
+    "Model.project": Row(
+        op("project"),
+        made(layer=0, attended=X, x=X),
+        [*LAYERS, *(("attended", x) for x in NOT_FINITE)],
+    ),
+    "Model.gate_up": Row(
+        op("gate_up"),
+        made(layer=0, x=X),
+        [*LAYERS, *(("x", x) for x in NOT_FINITE)],
+        free={"x": (0,)},
+    ),
+    "Model.down": Row(
+        op("down"),
+        made(layer=0, hidden=f32(N, HIDDEN), x=X),
+        [*LAYERS, ("hidden", np.full((N, HIDDEN), np.nan, np.float32))],
+    ),
+    "Model.output": Row(
+        op("output"),
+        made(x=X),
+        [("output", ""), ("output", "both"), *(("x", x) for x in NOT_FINITE)],
+        free={"x": (0,)},
+    ),
+    "sample": Row(
+        _core.sample,
+        made(
+            logits=f32(3, 11),
+            temperature=np.ones(3, np.float32),
+            top_p=np.full(3, 0.9, np.float32),
+            top_k=ints([0, 1, 5]),
+            min_p=np.zeros(3, np.float32),
+            seed=np.arange(3, dtype=np.uint64),
+            sequence_index=ints([0, 1, 2]),
+            position=ints([9, 9, 9]),
+        ),
+        values=[
+            *(("logits", np.full((3, 11), x, np.float32)) for x in (np.nan, np.inf, -np.inf)),
+            ("logits", f32(3, 0)),
+            *(("temperature", np.array([1, 1, x], np.float32)) for x in (-1, np.nan, np.inf)),
+            *(("top_p", np.array([1, 1, x], np.float32)) for x in (-1, 0, 1.5, np.nan)),
+            *(("top_k", ints([0, 0, x])) for x in (-1, SMALL)),
+            *(("min_p", np.array([0, 0, x], np.float32)) for x in (-1, 1.5, np.nan)),
+            *ISA,
+        ],
+        free={"logits": (1,)},
+    ),
+    "edit_logits": Row(
+        lambda **arguments: _core.edit_logits(**arguments),  # type: ignore[attr-defined]
+        made(
+            logits=f32(11),
+            bias_ids=ints([1, 2]),
+            biases=np.ones(2, np.float32),
+            seen_ids=ints([3, 4, 5]),
+            counts=ints([1, 0, 2]),
+            repetition=1.1,
+            frequency=0.1,
+            presence=0.1,
+            banned_ids=ints([7]),
+        ),
+        values=[
+            *(("bias_ids", ints([1, x])) for x in (-1, 11, BIG, SMALL)),
+            *(("seen_ids", ints([1, 2, x])) for x in (-1, 11, BIG, SMALL)),
+            *(("banned_ids", ints([x])) for x in (-1, 11, BIG, SMALL)),
+        ],
+        free={"logits": (0,), "banned_ids": (0,)},
+        in_place=("logits",),
+    ),
+    "logprobs": Row(
+        lambda **arguments: _core.logprobs(**arguments),  # type: ignore[attr-defined]
+        made(logits=f32(3, 11), chosen=ints([0, 5, 10]), k=4),
+        values=[
+            *(("chosen", ints([0, 0, x])) for x in (-1, 11, BIG, SMALL)),
+            *(("k", x) for x in (-1, 12, 2**62)),
+            ("logits", f32(3, 0)),
+            ("logits", np.full((3, 11), np.nan, np.float32)),
+            *ISA,
+        ],
+        free={"logits": (1,)},
+    ),
+    "quantize_int4": Row(
+        _core.quantize_int4,
+        made(weights=f32(20, 40), group_size=32, grid=NONUNIFORM),
+        values=[
+            *(("group_size", n) for n in (0, -1, 1, 48, 256, 2**31, 2**62)),
+            ("grid", NONUNIFORM[::-1].copy()),
+            ("grid", np.arange(16, dtype=np.int8)),
+            ("grid", np.zeros(16, np.int8)),
+            *(("weights", np.full((20, 40), x, np.float32)) for x in (np.nan, np.inf, 3e38)),
+            ("weights", f32(0, 40)),
+            ("weights", f32(20, 0)),
+            *THREADS,
+        ],
+        free={"weights": (0, 1)},
+    ),
+    "quantize_int8": Row(
+        _core.quantize_int8,
+        made(weights=f32(20, 40), group_size=32),
+        values=[
+            *(("group_size", n) for n in (0, -1, 48, 2**62)),
+            *(("weights", np.full((20, 40), x, np.float32)) for x in (np.nan, np.inf, 3e38)),
+            ("weights", f32(0, 40)),
+            *THREADS,
+        ],
+        free={"weights": (0, 1)},
+    ),
+    "quantize_rows_int8": Row(
+        _core.quantize_rows_int8,
+        made(weights=f32(20, 40), group_size=32),
+        values=[
+            *(("group_size", n) for n in (0, -1, 48, 2**62)),
+            *(("weights", np.full((20, 40), x, np.float32)) for x in (np.nan, np.inf, 3e38)),
+            ("weights", f32(20, 0)),
+            *THREADS,
+        ],
+        free={"weights": (0, 1)},
+    ),
+    "pack_dense": Row(
+        _core.pack_dense,
+        made(weights=f32(20, 40)),
+        values=[
+            *(("weights", np.full((20, 40), x, np.float32)) for x in (np.nan, np.inf)),
+            ("weights", f32(0, 0)),
+            *THREADS,
+        ],
+        free={"weights": (0, 1)},
+    ),
+    "matmul": Row(
+        _core.matmul,
+        lambda: {"x": f32(3, 40), "matrix": matrix()},
+        values=[
+            *(("x", np.full((3, 40), x, np.float32)) for x in (np.nan, np.inf)),
+            *ISA,
+            *THREADS,
+        ],
+        free={"x": (0,)},
+    ),
+    "quantize_activations": Row(
+        _core.quantize_activations,
+        made(x=f32(3, 40), group_size=32),
+        values=[
+            *(("group_size", n) for n in (0, -1, 48, 2**62)),
+            *(("x", np.full((3, 40), x, np.float32)) for x in (np.nan, np.inf)),
+            *ISA,
+        ],
+        free={"x": (0, 1)},
+    ),
+    "rms_norm": Row(
+        _core.rms_norm,
+        made(x=f32(3, 40), weight=f32(40), eps=1e-5),
+        values=[*(("eps", x) for x in (-1.0, np.nan, np.inf, 1e31)), *ISA],
+        free={"x": (0,)},
+    ),
+    "rope": Row(
+        _core.rope,
+        made(x=f32(3, 2, 8), positions=ints([0, 5, 9]), inv_freq=np.full(4, 0.5)),
+        values=[
+            *(("positions", ints([0, 0, x])) for x in (-1, SMALL)),
+            *(("inv_freq", np.full(4, x)) for x in (np.nan, np.inf, -1.0, 1.5, 1e300)),
+            *ISA,
+        ],
+        free={"x": (1,)},
+    ),
+    "swiglu": Row(
+        _core.swiglu,
+        made(gate=f32(3, 40), up=f32(3, 40)),
+        values=[("up", f32(3, 41)), ("up", f32(120)), *ISA],
+    ),
+    "exp": Row(_core.exp, made(x=f32(3, 40)), values=ISA, free={"x": (0, 1)}),
+    "attention": Row(
+        _core.attention,
+        made(q=f32(3, 4, 8), k=f32(70, 2, 8), v=f32(70, 2, 8), positions=ints([0, 64, 69])),
+        values=[
+            *(("positions", ints([0, 0, x])) for x in (-1, 70, BIG, SMALL)),
+            *(("kv_dtype", name) for name in ("", "f64", "x" * 10_000)),
+            *(("k", np.full((70, 2, 8), x, np.float32)) for x in (np.nan, np.inf)),
+            *(("v", np.full((70, 2, 8), x, np.float32)) for x in (np.nan, np.inf)),
+            *ISA,
+            *THREADS,
+        ],
+        free={"q": (1,)},
+    ),
+}
+
+
+def matrix() -> _core.Matrix:
+    weights = f32(20, 40)
+    return _core.Matrix.int8(*_core.quantize_int8(weights, 32), 20, 40)
+
+
+SHAPE_FREE = ("swiglu", "exp")
+"""Functions that take any number of dimensions."""
+EMPTY_OK: dict[str, tuple[str, ...]] = {}
+KV_HEADS = KV, HEADS

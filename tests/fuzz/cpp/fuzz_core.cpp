@@ -95,13 +95,14 @@ void fuzz_sampler(Input& input) {
       .position = input.raw<int32_t>()};
   int32_t expected = -1;
   for (const KernelTable* table : available_kernels()) {
-    Sampler sampler(*table);
-    const int32_t id = sampler.sample(logits.data(), n, args);
+    Sampler sampler;
+    const int32_t id = sampler.sample(*table, logits.data(), n, args);
     if (id < 0 || id >= n) fail("the sampler drew a token outside the vocabulary", table->name);
     if (!(logits[id] > -__builtin_inff())) fail("the sampler drew a masked token", table->name);
     if (expected >= 0 && id != expected) fail("the sampler's token differs", table->name);
     expected = id;
-    if (sampler.sample(logits.data(), n, args) != id) fail("a second draw differs", table->name);
+    if (sampler.sample(*table, logits.data(), n, args) != id)
+      fail("a second draw differs", table->name);
   }
 }
 

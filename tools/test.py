@@ -1,7 +1,8 @@
 """Runs every check of the project: style, types, warnings, tests.
 
-Run it as `python3 tools/test.py`; `--all` also runs the tests that are marked slow. It needs Python
-3.11 or newer and a C++20 compiler, and fails if any check fails.
+Run it as `python3 tools/test.py`; `--all` also runs the tests that are marked slow, a second
+compiler and the sanitizers. It needs Python 3.11 or newer and a C++20 compiler (`--all`: g++ and a
+recent clang with libc++), and fails if any check fails.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+import native_build
+import native_checks
 import own_venv
 
 ROOT = own_venv.ROOT
@@ -37,6 +40,9 @@ def main() -> int:
         ("ISA units leak nothing", isa_units),
         ("pytest", lambda: pytest(run_all)),
     ]
+    slow_steps = native_checks.steps()
+    if run_all:
+        steps += slow_steps
     results = []
     for name, step in steps:
         print(f"\n== {name}", flush=True)
@@ -47,20 +53,15 @@ def main() -> int:
     for name, code, seconds in results:
         print(f"{'ok' if code == 0 else 'FAILED':<7} {name} ({seconds:.0f} s)")
     if not run_all:
+        for name, _ in slow_steps:
+            print(f"left out, run by --all: {name}")
         print_left_out()
     return int(any(code for _, code, _ in results))
 
 
-def run(command: Sequence[str | Path]) -> int:
-    """Run a command in the project's root and return its exit code."""
-    return subprocess.run(
-        [str(part) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL, check=False
-    ).returncode
-
-
 def tool(name: str, *arguments: str | Path) -> int:
     """Run a program of the environment."""
-    return run([BIN / name, *arguments])
+    return native_build.run([BIN / name, *arguments])
 
 
 def clang_format() -> int:
@@ -75,29 +76,19 @@ def clang_format() -> int:
 
 def build_werror() -> int:
     """Compile the core with warnings as errors."""
-    cmake_dir = subprocess.run(
-        [str(own_venv.PYTHON), "-m", "pybind11", "--cmakedir"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    return tool(
-        "cmake",
-        *("-S", ROOT, "-B", WERROR_BUILD, "-G", "Ninja", "-DLLAMA2Q_WERROR=ON"),
-        f"-DCMAKE_MAKE_PROGRAM={BIN / 'ninja'}",
-        f"-DPython_EXECUTABLE={own_venv.PYTHON}",
-        f"-Dpybind11_DIR={cmake_dir}",
-    ) or tool("cmake", "--build", WERROR_BUILD)
+    return native_build.build(WERROR_BUILD, "-DLLAMA2Q_WERROR=ON")
 
 
 def isa_units() -> int:
     """Read the symbols of the units that were just compiled."""
-    return run([own_venv.PYTHON, ROOT / "tools" / "check_isa_units.py", WERROR_BUILD])
+    return native_build.run([own_venv.PYTHON, ROOT / "tools" / "check_isa_units.py", WERROR_BUILD])
 
 
 def pytest(run_all: bool) -> int:
     """Run the tests."""
-    return run([own_venv.PYTHON, "-m", "pytest", "-q", *([] if run_all else ["-m", "not slow"])])
+    return native_build.run(
+        [own_venv.PYTHON, "-m", "pytest", "-q", *([] if run_all else ["-m", "not slow"])]
+    )
 
 
 def print_left_out() -> None:

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing: the targets, their corpora, and the replay of these as a test."""

@@ -118,7 +118,8 @@ void fuzz_quantizers(Input& input) {
     if (type == SourceType::kF32) {
       std::memcpy(data.data() + 4 * i, &plain, 4);
     } else {
-      const uint16_t bits = type == SourceType::kF16 ? f32_to_f16(plain) : f32_to_f16(plain) / 2;
+      const uint16_t half = f32_to_f16(plain);
+      const auto bits = static_cast<uint16_t>(type == SourceType::kF16 ? half : half / 2);
       std::memcpy(data.data() + 2 * i, &bits, 2);
     }
   }

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bindings.rows import ROWS, SHAPE_FREE, Arguments
+from bindings.parts import Arguments
+from bindings.rows import ROWS, SHAPE_FREE
 from llama2q import _core
 from llama2q.errors import (
     InvalidArgumentError,

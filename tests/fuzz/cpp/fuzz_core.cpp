@@ -3,12 +3,10 @@
 #include <cstdio>
 
 #include "backend/batch.h"
-#include "backend/cpu_features.h"
 #include "base/check.h"
 #include "base/types.h"
 #include "input.h"
 #include "model/kv_cache.h"
-#include "model/sampler.h"
 #include "quant/quantize.h"
 
 namespace llama2q::fuzz {
@@ -72,38 +70,6 @@ void fuzz_copy_blocks(Input& input) {
     }
   }
   cache.copy_blocks(source.data(), destination.data(), n);
-}
-
-void fuzz_sampler(Input& input) {
-  const int64_t n = input.between(1, 70);
-  Exact<float> logits(n);
-  const uint8_t kind = input.byte();
-  Noise noise(kind);
-  for (float& logit : logits) logit = kind % 2 == 0 ? input.real() : noise.real() * 8.0f;
-  if (input.byte() % 4 == 0) logits[input.between(0, n - 1)] = -__builtin_inff();
-  const auto share = [&] {
-    return input.byte() < 200 ? static_cast<float>(input.byte()) / 255.0f : input.real();
-  };
-  SampleArgs args{
-      .temperature = input.byte() < 200 ? static_cast<float>(input.byte()) / 64.0f : input.real(),
-      .top_p = share(),
-      .top_k =
-          input.byte() < 200 ? static_cast<int32_t>(input.between(0, 80)) : input.raw<int32_t>(),
-      .min_p = share(),
-      .seed = input.raw<uint64_t>(),
-      .sequence_index = input.raw<int32_t>(),
-      .position = input.raw<int32_t>()};
-  int32_t expected = -1;
-  for (const KernelTable* table : available_kernels()) {
-    Sampler sampler;
-    const int32_t id = sampler.sample(*table, logits.data(), n, args);
-    if (id < 0 || id >= n) fail("the sampler drew a token outside the vocabulary", table->name);
-    if (!(logits[id] > -__builtin_inff())) fail("the sampler drew a masked token", table->name);
-    if (expected >= 0 && id != expected) fail("the sampler's token differs", table->name);
-    expected = id;
-    if (sampler.sample(*table, logits.data(), n, args) != id)
-      fail("a second draw differs", table->name);
-  }
 }
 
 void fuzz_quantizers(Input& input) {
@@ -172,8 +138,8 @@ void fuzz_quantizers(Input& input) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace llama2q;
   using namespace llama2q::fuzz;
-  static constexpr void (*kTargets[])(Input&) = {fuzz_batch,      fuzz_step,    fuzz_copy_blocks,
-                                                 fuzz_quantizers, fuzz_sampler, fuzz_attention,
+  static constexpr void (*kTargets[])(Input&) = {fuzz_batch,      fuzz_step,     fuzz_copy_blocks,
+                                                 fuzz_quantizers, fuzz_sampling, fuzz_attention,
                                                  fuzz_rows,       fuzz_matmul};
   Input input(data, size);
   try {

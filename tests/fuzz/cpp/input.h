@@ -108,7 +108,7 @@ void fuzz_batch(Input& input);
 void fuzz_step(Input& input);
 void fuzz_copy_blocks(Input& input);
 void fuzz_quantizers(Input& input);
-void fuzz_sampler(Input& input);
+void fuzz_sampling(Input& input);
 void fuzz_attention(Input& input);
 void fuzz_rows(Input& input);
 void fuzz_matmul(Input& input);

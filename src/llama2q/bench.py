@@ -280,7 +280,7 @@ class Bench:
         times = [self.seconds(kind, tokens, depth, sequences) for _ in range(repeat)]
         per_call = tokens if kind in ("prefill", "step") else sequences
         seconds = statistics.median(times)
-        limit, share = self._share(kind, tokens, depth, sequences, seconds)
+        limit, share = self.share(kind, tokens, depth, sequences, seconds)
         return BenchRow(
             kind=kind,
             tokens=tokens,
@@ -301,7 +301,7 @@ class Bench:
             return self._step(tokens, depth)
         return self._decode(tokens, depth, sequences)
 
-    def _share(
+    def share(
         self, kind: Kind, tokens: int, depth: int, sequences: int, seconds: float
     ) -> tuple[str | None, float | None]:
         """Return the bound that takes longest and its share of the seconds of a call."""

@@ -28,10 +28,11 @@ from llama2q.bench import BenchSettings, measure_limits
 from machine import describe_machine
 from peers_driver import BATCH_N_CTX, Job, Ours, Peer, Setting
 from peers_models import Models
+from synthetic_shapes import SHAPES
 
 SETTINGS = (Setting("f16", True), Setting("f16", False), Setting("q8_0", True))
-_ROW_SECONDS = 30.0
-"""A row is not repeated beyond this, but for the least number of times."""
+_ROW_SECONDS = 60.0
+"""A row's third turn and those after it are left out if they would take longer than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,13 @@ FULL = Scope(
     sequences=(1, 2, 4, 8),
 )
 QUICK = Scope(
-    prefill=(128, 512), depths=(0, 1024), steps=(1, 4, 8), sequences=(1, 4), repeat=2, checks=False
+    prefill=(128, 512),
+    depths=(0, 1024),
+    steps=(1, 4, 8),
+    sequences=(1, 4),
+    repeat=2,
+    tier_prefill=128,
+    checks=False,
 )
 
 
@@ -100,7 +107,7 @@ class Run:
         result = self.results.setdefault(job, Result(job, self._tier.name, self._model))
         total = 0.0
         for turn in range(n):
-            if turn and total * (turn + 1) / turn > _ROW_SECONDS:
+            if turn > 1 and total * (turn + 1) / turn > _ROW_SECONDS:
                 break
             seconds = peer.seconds(job)
             total += seconds * (job.tokens if job.kind in ("decode", "batch") else 1)
@@ -135,12 +142,12 @@ def run_tier(
         with ExitStack() as stack:
             peer = stack.enter_context(Peer(driver, models.gguf, setting, n_threads=n_threads))
             kinds: tuple[_core.KvDtype, ...] = ("f16", "int8")
-            ours = {kv: stack.enter_context(Ours(models.ours, kv, **common)) for kv in kinds}
+            ours: dict[str, Ours] = {
+                kv: stack.enter_context(Ours(models.ours, kv, **common)) for kv in kinds
+            }
             for job in jobs_of(scope, index == 0):
-                if job.kind == "decode" and job.depth:
-                    sides = ours
-                else:
-                    sides = {"f16": ours["f16"]}
+                both = job.kind == "decode" and job.depth
+                sides = ours if both else {"f16": ours["f16"]}
                 run.measure(job, peer, setting, sides, scope.repeat if index == 0 else 1)
     if scope.sequences:
         setting = settings[0]
@@ -206,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     for tier in tiers:
         peers_build.build_driver(tier)
     say("models: " + str(peers_build.FOLDER / "models"))
-    models = Models.ensure(peers_build.FOLDER / "models", chosen.file)
+    models = Models.ensure(peers_build.FOLDER / "models", chosen.shape, chosen.file)
     machine = describe_machine()
     results: list[Result] = []
     limits = {}
@@ -246,6 +253,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer rows: under 8 minutes")
+    parser.add_argument("--shape", choices=[*SHAPES], default="7b", help="of the model (7b)")
     parser.add_argument("--file", type=Path, help="our .l2q file; made if not given: int4, 64")
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[*peers_build.TIERS])
     parser.add_argument("--threads", type=int)

@@ -131,7 +131,8 @@ def export(source: Path, target: Path) -> None:
         If its types have no equal in GGUF.
     """
     with L2qFile(source) as file:
-        write_gguf(target, metadata_of(file), list(_tensors(file)))
+        tensors = list(_tensors(file))
+        write_gguf(target, metadata_of(file), tensors)
 
 
 def metadata_of(file: L2qFile) -> dict[str, Any]:

@@ -22,6 +22,6 @@ def describe_machine() -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
         "compiler": _core.COMPILER,
-        "llama2q": _core.__version__,
+        "llama2q": _core.__version__ or "not installed",
         "load before": f"{load:.1f}",
     }

@@ -37,9 +37,9 @@ class Job:
             "prefill": f"prefill {self.tokens}",
             "decode": f"decode at depth {self.depth}",
             "step": f"step of {self.tokens}",
-            "batch": f"{self.sequences} sequences",
-        }[self.kind]
-        return text
+            "batch": f"decode, {self.sequences} sequences",
+        }
+        return text[self.kind]
 
     def rate(self, seconds: float) -> float:
         """Tokens per second of all sequences, from the seconds of a call."""

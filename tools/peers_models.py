@@ -1,4 +1,4 @@
-"""The models of bench_peers.py: Llama 2's 7B shape with random weights, and the demo model."""
+"""The models of bench_peers.py: random weights in Llama 2's shapes, and the demo model."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Models:
     mini_gguf: Path
 
     @classmethod
-    def ensure(cls, folder: Path, ours: Path | None) -> Self:
-        """Write what is not there yet (some minutes and 12 GB the first time)."""
+    def ensure(cls, folder: Path, shape_name: str, ours: Path | None) -> Self:
+        """Write what is not there yet (for 7b some minutes and 12 GB the first time)."""
         folder.mkdir(parents=True, exist_ok=True)
         models = cls(
-            ours or folder / "7b-nonuniform-64.l2q",
-            folder / "7b-uniform-32.l2q",
-            folder / "7b-q4_0.gguf",
+            ours or folder / f"{shape_name}-nonuniform-64.l2q",
+            folder / f"{shape_name}-uniform-32.l2q",
+            folder / f"{shape_name}-q4_0.gguf",
             folder / "mini-uniform-32.l2q",
             folder / "mini-q4_0.gguf",
         )
@@ -53,7 +53,7 @@ class Models:
         ):
             if not path.exists():
                 print(f"writing {path.name}", file=sys.stderr, flush=True)
-                shape = SHAPES["7b"]
+                shape = SHAPES[shape_name]
                 tokenizer = read_tokenizer(shape.vocab_size, None)
                 synthetic_l2q.write_l2q(
                     shape.config, tokenizer, path, "int4", group_size, grid, overwrite=False

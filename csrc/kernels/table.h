@@ -13,6 +13,8 @@ namespace llama2q {
 template <class V>
 inline constexpr KernelTable kKernelTable = {
     .name = V::kName,
+    .tile_tokens = V::kPanelTokens,
+    .wide_codes = V::kWideCodes,
     .quantize_row = quantize_row<V>,
     .rms_norm = rms_norm<V>,
     .matmul = matmul<V>,

@@ -185,6 +185,7 @@ def work_bytes(
     n_threads: int,
     n_tokens: int,
     n_rows: int,
+    isa: str | None = None,
 ) -> int:
     """Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at most;
     group_size 0 if all matrices are dense. Model.work_bytes is what it holds now."""

@@ -21,9 +21,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kVariants = 4;
 constexpr int64_t kItemsPerThread = 8;
-constexpr double kWindow = 0.02;     // seconds of a timed run: short, so that some are undisturbed
+constexpr double kWindow = 0.005;    // seconds of a timed run: short, so that some are undisturbed
 constexpr int64_t kPiece = 1 << 20;  // bytes that a thread takes at a time
-constexpr int64_t kFastPatterns = 4;
+constexpr size_t kFastPatterns = 4;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -127,28 +127,31 @@ Rates measure_dot_rate(const KernelTable& table, int n_threads, double seconds) 
   while (n_variants < kVariants && table.probe_dots(n_variants, 1, operands.data()) > 0) {
     ++n_variants;
   }
-  Rates rates;
-  for (int variant = 0; variant < n_variants; ++variant) {
-    const auto run = [&](int64_t rounds) {
-      std::atomic<int64_t> products{0};
-      const double time = seconds_of([&] {
-        pool.parallel_for(kItemsPerThread * n_threads, 1, [&](int64_t begin, int64_t end, int) {
-          for (int64_t i = begin; i < end; ++i) {
-            products += table.probe_dots(variant, rounds, operands.data());
-          }
-        });
+  const auto run = [&](int variant, int64_t rounds) {
+    std::atomic<int64_t> products{0};
+    const double time = seconds_of([&] {
+      pool.parallel_for(kItemsPerThread * n_threads, 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          products += table.probe_dots(variant, rounds, operands.data());
+        }
       });
-      return std::pair<double, double>(time, 2.0 * static_cast<double>(products.load()) / time);
-    };
-    int64_t rounds = 1000;
-    while (run(rounds).first < kWindow / 2) rounds *= 2;
-    double best = 0;
-    const auto start = Clock::now();
-    do {
-      best = std::max(best, run(rounds).second);
-    } while (seconds_since(start) < seconds / n_variants);
-    rates.emplace_back(name_of_variant(variant), best);
+    });
+    return std::pair<double, double>(time, 2.0 * static_cast<double>(products.load()) / time);
+  };
+  Rates rates;
+  std::vector<int64_t> rounds;
+  for (int variant = 0; variant < n_variants; ++variant) {
+    rates.emplace_back(name_of_variant(variant), 0.0);
+    rounds.push_back(1000);
+    while (run(variant, rounds.back()).first < kWindow / 2) rounds.back() *= 2;
   }
+  // In turns, so that a neighbour's busy moment falls on all.
+  const auto start = Clock::now();
+  do {
+    for (size_t i = 0; i < rates.size(); ++i) {
+      rates[i].second = std::max(rates[i].second, run(static_cast<int>(i), rounds[i]).second);
+    }
+  } while (seconds_since(start) < seconds);
   return rates;
 }
 
@@ -173,13 +176,16 @@ Rates measure_read_bandwidth(const KernelTable& table, int n_threads, int64_t n_
       const double one = seconds_of([&] { read_all(table, pool, data, n_pieces, pattern, sink); });
       pattern.rate = std::max(pattern.rate, bytes / one);
     };
-    // Every pattern once, then the fastest few for the rest of the time.
+    // Half of the time for all patterns in turn (once at least), half for the fastest few.
+    const double share = seconds / 2;
     const auto start = Clock::now();
-    for (Pattern& pattern : all) time(pattern);
+    do {
+      for (Pattern& pattern : all) time(pattern);
+    } while (seconds_since(start) < share / 2);
     std::sort(all.begin(), all.end(),
               [](const Pattern& a, const Pattern& b) { return a.rate > b.rate; });
-    while (seconds_since(start) < seconds / 2) {
-      for (int64_t i = 0; i < kFastPatterns; ++i) time(all[static_cast<size_t>(i)]);
+    while (seconds_since(start) < share) {
+      for (size_t i = 0; i < kFastPatterns; ++i) time(all[i]);
     }
     for (const Pattern& pattern : all) rates.emplace_back(pattern.name(huge), pattern.rate);
   }

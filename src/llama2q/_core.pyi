@@ -39,7 +39,7 @@ def measure_dot_rate(
 ) -> dict[str, float]:
     """Int8 operations (a multiplication and its addition are two) per second of all threads, by the
     way they were done: the instruction set's idioms, operands in registers or from memory. Takes
-    about that long; each rate is that of the best 20 ms."""
+    about that long; each rate is that of the best 5 ms."""
 
 def measure_read_bandwidth(
     isa: str | None = None,

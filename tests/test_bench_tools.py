@@ -137,19 +137,24 @@ def test_gguf_refuses_groups_that_are_not_whole(tmp_path: Path) -> None:
     assert gguf_file.main([str(tmp_path / "x.l2q"), str(tmp_path / "x.gguf")]) == 1
 
 
-def result(kind: Any = "decode", **peer: list[float]) -> bench_peers.Result:
-    found = bench_peers.Result(Job(kind, 16, 1024), "native", "7b-nonuniform-64.l2q")
-    found.ours = {"f16": [10.0, 30.0, 20.0], "int8": [40.0]}
-    found.peer = {name.replace("_", " "): values for name, values in peer.items()}
-    found.share = {"f16": ("bandwidth", 0.5), "int8": ("bandwidth", 0.25)}
+def result(**peer: list[float]) -> bench_peers.Result:
+    """Turns of three: ours doubles where the peer does."""
+    found = bench_peers.Result(Job("decode", 16, 1024), "native", "7b-nonuniform-64.l2q")
+    for setting, rates in peer.items():
+        turns = {"peer": rates, "f16": [2 * rate for rate in rates], "int8": [40.0] * len(rates)}
+        found.turns[setting.replace("_", " ")] = turns
+    found.bounds = {"f16": ("bandwidth", 0.025), "int8": ("bandwidth", None)}
     return found
 
 
-def test_a_row_takes_medians_and_the_best_setting_of_the_peer() -> None:
-    line = peers_report.line_of(result(fa=[5.0, 9.0, 1.0], no_fa=[8.0, 8.0, 8.0], q8=[7.0]))
+def test_a_row_takes_the_turns_with_the_peers_best_setting() -> None:
+    line = peers_report.line_of(result(fa=[5.0, 9.0, 1.0], no_fa=[8.0, 10.0, 12.0], q8=[7.0]))
     assert line["peer_setting"] == "no fa"
+    assert line["peer"] == 10.0
     assert line["ours"] == {"f16": 20.0, "int8": 40.0}
-    assert line["ratio"] == {"f16": 2.5, "int8": 5.0}
+    assert line["ratio"] == {"f16": 2.0, "int8": 4.0}
+    assert line["share_of_limit"] == {"f16": pytest.approx(0.5), "int8": None}
+    assert line["spread"] == pytest.approx(0.4)
 
 
 def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:
@@ -162,9 +167,9 @@ def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:
         "perplexity_ours": 5.0, "perplexity_peer": 5.1,
     }  # fmt: skip
     limits = {"native": {"read_bytes_per_second": 3e10, "int8_ops_per_second": 9e11}}
-    rows = [peers_report.line_of(result(fa=[8.0]))]
+    rows = [peers_report.line_of(result(fa=[10.0]))]
     report = peers_report.Report({"CPU": "x"}, limits, rows, [load], fairness, ["a note"])
-    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["ratio"]["f16"] == 2.5
+    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["ratio"]["f16"] == 2.0
     page = tmp_path / "page.md"
     page.write_text("no marks\n")
     with pytest.raises(ValueError, match="needs one line"):
@@ -177,7 +182,7 @@ def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    for part in ("decode at depth 1024", "2.50", "50 % of bandwidth", "30.0", "- a note"):
+    for part in ("decode at depth 1024", "2.00", "50 % of bandwidth", "30.0", "- a note"):
         assert part in text
 
 

@@ -81,14 +81,23 @@ QUICK = Scope(
 
 @dataclass(slots=True)
 class Result:
-    """Samples of a row in tokens per second, side by setting; ours by KV type."""
+    """What both sides did in a row.
+
+    Attributes
+    ----------
+    job : Job
+    tier, model : str
+    turns : dict
+        Tokens per second of each turn: setting of the peer -> "peer" or our KV type -> samples.
+    bounds : dict
+        Our KV type -> (what bounds the row, the seconds of a call that this takes).
+    """
 
     job: Job
     tier: str
     model: str
-    ours: dict[str, list[float]] = field(default_factory=dict)
-    peer: dict[str, list[float]] = field(default_factory=dict)
-    share: dict[str, tuple[str | None, float | None]] = field(default_factory=dict)
+    turns: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    bounds: dict[str, tuple[str | None, float | None]] = field(default_factory=dict)
 
 
 class Run:
@@ -105,21 +114,19 @@ class Run:
     ) -> None:
         """Let both sides take n turns at a row, fewer if that takes long."""
         result = self.results.setdefault(job, Result(job, self._tier.name, self._model))
+        calls = job.tokens if job.kind in ("decode", "batch") else 1
+        turns = result.turns.setdefault(setting.name, {"peer": [], **{kv: [] for kv in ours}})
+        sides: dict[str, Peer | Ours] = {"peer": peer, **ours}
         total = 0.0
         for turn in range(n):
             if turn > 1 and total * (turn + 1) / turn > _ROW_SECONDS:
                 break
-            seconds = peer.seconds(job)
-            total += seconds * (job.tokens if job.kind in ("decode", "batch") else 1)
-            result.peer.setdefault(setting.name, []).append(job.rate(seconds))
-            for name, side in ours.items():
+            for name, side in sides.items():
                 seconds = side.seconds(job)
-                total += seconds * (job.tokens if job.kind in ("decode", "batch") else 1)
-                result.ours.setdefault(name, []).append(job.rate(seconds))
-        for name, side in ours.items():
-            best = peers_report.median(result.ours[name])
-            result.share[name] = side.share(job, job.rate(1.0) / best)
-        say(peers_report.short_line(result))
+                total += seconds * calls
+                turns[name].append(job.rate(seconds))
+        result.bounds = {name: side.share(job, 1.0) for name, side in ours.items()}
+        say(peers_report.short_line(result, setting.name))
 
 
 def say(text: str) -> None:

@@ -329,7 +329,9 @@ struct Avx2 {
       const __m256i sum = _mm256_set1_epi32(correction / 16);
       return {sum, sum};
     }
-    static Run start_run() { return zero_int(); }
+    static void start_run(Run& run, Weights w, Unit a) {
+      run = {_mm256_maddubs_epi16(w.low, a), _mm256_maddubs_epi16(w.high, a)};
+    }
     static void add_products(__m256i& sum, __m256i w, __m256i a) {
       __m256i products;
       __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"

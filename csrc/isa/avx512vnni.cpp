@@ -228,6 +228,23 @@ struct Avx512Vnni {
   static void with_int4_panel(const MatrixView&, Action action) {
     action(Panel());
   }
+
+  // One vpdpbusd is 64 products, its activations a broadcast memory operand.
+  struct Peak {
+    static constexpr int kIdioms = 1, kSums = 24;
+    template <int kIdiom>
+    static constexpr int kProducts = 64;
+    using Sum = __m512i;
+    using Weights = __m512i;
+    using Activations = __m512i;
+    static Weights weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+    static Activations activations(const int8_t* p) { return four_codes(p); }
+    static void keep(__m512i& x) { __asm__ volatile("" : "+v"(x)); }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, Activations a) {
+      sum = _mm512_dpbusd_epi32(sum, w, a);
+    }
+  };
 };
 
 }  // namespace

@@ -248,6 +248,23 @@ struct Scalar {
   static void with_int4_panel(const MatrixView&, Action action) {
     action(Panel());
   }
+
+  // One product at a time.
+  struct Peak {
+    static constexpr int kIdioms = 1, kSums = 8;
+    template <int kIdiom>
+    static constexpr int kProducts = 1;
+    using Sum = int32_t;
+    using Weights = int32_t;
+    using Activations = int32_t;
+    static Weights weights(const int8_t* p) { return *p; }
+    static Activations activations(const int8_t* p) { return *p; }
+    static void keep(int32_t& x) { __asm__ volatile("" : "+r"(x)); }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, Activations a) {
+      sum += w * a;
+    }
+  };
 };
 
 }  // namespace

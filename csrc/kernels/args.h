@@ -105,6 +105,16 @@ constexpr int64_t matmul_scratch(int64_t n_tokens) {
          tokens * kMostPanelBands * kBandRows;
 }
 
+// Bytes of operands that the dot probe walks over.
+inline constexpr int64_t kDotProbeBytes = 64 * 64 + 128;
+
+struct ReadProbe {
+  const float* data;       // f32 [n_lines, 16]
+  int64_t n_lines;         // a multiple of 4 * n_streams
+  int64_t n_streams;       // 1, 2, 4 or 8 read side by side, each an equal part of the lines
+  int64_t prefetch_lines;  // how far ahead; 0 for none
+};
+
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
 // those that return bool say whether every value was finite (and representable in the cache).
 struct KernelTable {
@@ -138,6 +148,9 @@ struct KernelTable {
   // Largest of x f32 [n], or NaN if any is NaN or +inf.
   float (*max_finite)(const float* x, int64_t n) noexcept;
   bool (*all_finite)(const float* x, int64_t n) noexcept;
+  // Benchmarks: kernels/limits.h.
+  int64_t (*probe_dots)(int variant, int64_t rounds, const int8_t* operands) noexcept;
+  uint32_t (*probe_reads)(const ReadProbe& probe) noexcept;
 };
 
 }  // namespace llama2q

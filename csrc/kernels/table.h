@@ -3,6 +3,7 @@
 
 #include "kernels/args.h"
 #include "kernels/attention.h"
+#include "kernels/limits.h"
 #include "kernels/math.h"
 #include "kernels/matmul.h"
 #include "kernels/rows.h"
@@ -26,6 +27,8 @@ inline constexpr KernelTable kKernelTable = {
     .exp_scaled = exp_scaled<V>,
     .max_finite = max_finite<V>,
     .all_finite = all_finite<V>,
+    .probe_dots = probe_dots<V>,
+    .probe_reads = probe_reads<V>,
 };
 
 }  // namespace llama2q

@@ -21,8 +21,7 @@ int64_t cut_tiles(const Batch& batch, int64_t group, AttentionTile* tiles) {
   int64_t n_tiles = 0;
   for (int64_t begin = 0, end; begin < batch.n_tokens; begin = end) {
     end = begin + 1;
-    while (end < batch.n_tokens &&
-           batch.sequence_of_token[end] == batch.sequence_of_token[begin]) {
+    while (end < batch.n_tokens && batch.sequence_of_token[end] == batch.sequence_of_token[begin]) {
       ++end;
     }
     for (int64_t row = begin * group; row < end * group; row += kTileRows) {
@@ -84,14 +83,13 @@ void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_
   const int64_t n_tiles = cut_tiles(batch, group, tiles);
   // Tiles vary fastest, so that threads share the keys of one KV head; a sequence's last tile,
   // which has the most keys, comes first.
-  pool_.parallel_for(
-      n_tiles * cache.n_kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
-        for (int64_t i = begin; i < end; ++i) {
-          AttentionTile tile = tiles[n_tiles - 1 - i % n_tiles];
-          tile.kv_head = i / n_tiles;
-          kernels_.attend(args, tile, all + thread * scratch);
-        }
-      });
+  pool_.parallel_for(n_tiles * cache.n_kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) {
+      AttentionTile tile = tiles[n_tiles - 1 - i % n_tiles];
+      tile.kv_head = i / n_tiles;
+      kernels_.attend(args, tile, all + thread * scratch);
+    }
+  });
 }
 
 }  // namespace llama2q

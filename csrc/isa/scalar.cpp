@@ -246,6 +246,7 @@ struct Scalar {
     dot(acc, high, x + 4);
   }
   static void prefetch(const void*) {}
+  static void prefetch_far(const void*) {}
 };
 
 }  // namespace

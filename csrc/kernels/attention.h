@@ -23,14 +23,14 @@ struct Softmax {
 struct QueryRows {
   int64_t n;
   int64_t padded_dim;
-  int64_t state_stride;         // floats from one state to the next
-  int64_t n_keys[kTileRows];    // that each row may see; they ascend
-  const int32_t* table;         // of the rows' sequence
-  float* q;                     // f32 [n, padded_dim], zero beyond head_dim
-  float* states;                // f32 [2, n, state_stride]: over all chunks, of one chunk
-  float* scores;                // f32 [n, 256]
-  float* rescale;               // f32 [n, 4]: exp(m - m') of each block of the chunk
-  float* widened;               // f32 [64, padded_dim] where head_dim is no multiple of 16
+  int64_t state_stride;       // floats from one state to the next
+  int64_t n_keys[kTileRows];  // that each row may see; they ascend
+  const int32_t* table;       // of the rows' sequence
+  float* q;                   // f32 [n, padded_dim], zero beyond head_dim
+  float* states;              // f32 [2, n, state_stride]: over all chunks, of one chunk
+  float* scores;              // f32 [n, 256]
+  float* rescale;             // f32 [n, 4]: exp(m - m') of each block of the chunk
+  float* widened;             // f32 [64, padded_dim] where head_dim is no multiple of 16
   Softmax* softmax(float* state) const { return reinterpret_cast<Softmax*>(state + padded_dim); }
 };
 
@@ -42,8 +42,7 @@ void load_rows(const AttentionArgs& args, const AttentionTile& tile, float* scra
   rows.n = tile.n_rows;
   rows.padded_dim = padded_head_dim(head_dim);
   rows.state_stride = attention_state(head_dim);
-  rows.table = args.block_tables +
-               args.sequence_of_token[tile.first_row / group] * args.max_blocks;
+  rows.table = args.block_tables + args.sequence_of_token[tile.first_row / group] * args.max_blocks;
   rows.q = scratch;
   rows.states = rows.q + kTileRows * rows.padded_dim;
   rows.scores = rows.states + 2 * kTileRows * rows.state_stride;
@@ -114,7 +113,7 @@ BlockRows<float> widen(const BlockRows<Element>& from, int64_t n_keys, int64_t p
       V::store(to + key * padded_dim + d, V::widen_partial(p, from.stride - d));
     }
   }
-  return {to, from.scales, padded_dim, nullptr};
+  return {to, from.scales, padded_dim, nullptr, 0};
 }
 
 // Scores of one block for the rows from `first`.
@@ -123,7 +122,7 @@ void score_rows(const QueryRows& rows, const BlockRows<Element>& k, float scale,
                 const int64_t* counts, float* scores) {
   for_row_groups<V::kQueryTile>(first, rows.n, [&](int64_t r, auto n) {
     BlockRows<Element> block = k;
-    if (r != first) block.next = nullptr;
+    if (r != first) block.ahead = 0;
     score_tile<V, decltype(n)::kValue>(block, scale, rows.q + r * rows.padded_dim, rows.padded_dim,
                                        counts + r, scores + r * kChunkKeys, kChunkKeys);
   });
@@ -136,20 +135,32 @@ void add_values(const QueryRows& rows, const BlockRows<Element>& v, int64_t firs
   for_row_groups<V::kQueryTile>(first, rows.n, [&](int64_t r, auto n) {
     constexpr int kRows = decltype(n)::kValue;
     BlockRows<Element> block = v;
-    if (r != first) block.next = nullptr;
+    if (r != first) block.ahead = 0;
     const float* p = weights + r * kChunkKeys;
     float* acc = states + r * rows.state_stride;
     value_rows<V, kRows>(block, rows.padded_dim, 0, counts[r], p, kChunkKeys,
                          rescale + r * kChunkBlocks, kChunkBlocks, acc, rows.state_stride);
     // Keys that the later rows see beyond the first one's last.
     const float one = 1.0f;
-    block.next = nullptr;
+    block.ahead = 0;
     for (int64_t i = 1; i < kRows; ++i) {
       if (counts[r + i] == counts[r]) continue;
       value_rows<V, 1>(block, rows.padded_dim, counts[r], counts[r + i], p + i * kChunkKeys, 0,
                        &one, 0, acc + i * rows.state_stride, 0);
     }
   });
+}
+
+// The keys that are read after a chunk: the next chunk's, or those of the next head, which this
+// thread or its neighbour takes up; or null.
+template <class V, class Element>
+const Element* keys_after(const KvLayerView& cache, int64_t kv_head, const QueryRows& rows,
+                          int64_t chunk) {
+  const bool more = (chunk + 1) * kChunkKeys < rows.n_keys[rows.n - 1];
+  if (!more && kv_head + 1 == cache.n_kv_heads) return nullptr;
+  const int64_t block = rows.table[more ? (chunk + 1) * kChunkBlocks : 0];
+  const int64_t row = cache_row<V>(cache, block, more ? kv_head : kv_head + 1, 0);
+  return static_cast<const Element*>(cache.k) + row * cache.head_dim;
 }
 
 // The state of each row that sees a key of the chunk, from this chunk's keys alone.
@@ -169,7 +180,8 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, const QueryRows& r
     const int64_t row = cache_row<V>(cache, rows.table[block], kv_head, 0);
     const auto at = [&](void* data, uint16_t* scales) {
       return BlockRows<Element>{static_cast<const Element*>(data) + row * head_dim,
-                                scales == nullptr ? nullptr : scales + row, head_dim, nullptr};
+                                scales == nullptr ? nullptr : scales + row, head_dim, nullptr,
+                                keys_to_fetch_ahead<Element>(head_dim)};
     };
     k[b] = at(cache.k, cache.k_scales);
     v[b] = at(cache.v, cache.v_scales);
@@ -179,10 +191,12 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, const QueryRows& r
       counts[b][r] = present < 0 ? 0 : present < kBlockSize ? present : kBlockSize;
     }
   }
-  for (int64_t b = 0; b < n_blocks; ++b) {
-    k[b].next = b + 1 < n_blocks ? k[b + 1].rows : v[0].rows;
-    if (b + 1 < n_blocks) v[b].next = v[b + 1].rows;
+  for (int64_t b = 0; b + 1 < n_blocks; ++b) {
+    k[b].next = k[b + 1].rows;
+    v[b].next = v[b + 1].rows;
   }
+  k[n_blocks - 1].next = v[0].rows;
+  v[n_blocks - 1].next = keys_after<V, Element>(cache, kv_head, rows, chunk);
   const bool whole = head_dim % 16 == 0;
   for (int64_t b = 0; b < n_blocks; ++b) {
     float* scores = rows.scores + b * kBlockSize;
@@ -223,8 +237,8 @@ void fold_chunk(const QueryRows& rows, float* acc_a, float* acc_b) {
   a.m = m;
   a.l = V::fma_scalar(a.l, ra, b.l * rb);
   for (int64_t d = 0; d < rows.padded_dim; d += 16) {
-    const typename V::F folded = V::fma(V::load(acc_a + d), V::broadcast(ra),
-                                        V::mul(V::load(acc_b + d), V::broadcast(rb)));
+    const typename V::F folded =
+        V::fma(V::load(acc_a + d), V::broadcast(ra), V::mul(V::load(acc_b + d), V::broadcast(rb)));
     V::store(acc_a + d, folded);
   }
 }

@@ -27,11 +27,6 @@ void for_row_groups(int64_t begin, int64_t end, const Function& f) {
 template <class V>
 inline constexpr int kPartsOf16 = 16 / V::kPartLanes;
 
-template <class V, class Element>
-void prefetch_rows(const Element* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += static_cast<int64_t>(64 / sizeof(Element))) V::prefetch(p + i);
-}
-
 // The 16 lanes of products of kQueries query rows [kQueries, padded_dim] with kKeys keys, d
 // ascending; lanes of four keys at a time are folded once and twice and packed:
 // folded[query * kKeys / 4 + key / 4].
@@ -57,7 +52,8 @@ void dot_tile(const float* q, const Element* const (&keys)[kKeys], int64_t padde
         for (int r = 0; r < kQueries; ++r) query[r] = V::load_part(q + r * padded_dim + at);
         for (int i = 0; i < kKeys; ++i) {
           const Part key = V::load_part(keys[i] + at);
-          for (int r = 0; r < kQueries; ++r) acc[r][i][a] = V::fma_part(query[r], key, acc[r][i][a]);
+          for (int r = 0; r < kQueries; ++r)
+            acc[r][i][a] = V::fma_part(query[r], key, acc[r][i][a]);
         }
       }
     }
@@ -80,8 +76,33 @@ struct BlockRows {
   const Element* rows;     // [64, stride]
   const uint16_t* scales;  // f16 [64] or null
   int64_t stride;          // elements
-  const Element* next;     // rows that will be read next, for prefetching; null if there are none
+  const Element* next;     // the block that will be read next, or null
+  int64_t ahead;           // keys between the one that is read and the one that is fetched; 0: none
 };
+
+// Bytes of K or V between what is read and what is fetched from memory. Measured on Zen 4: 2 KiB
+// and 16 KiB cost 15 %.
+inline constexpr int64_t kPrefetchDistance = 8192;
+
+template <class Element>
+int64_t keys_to_fetch_ahead(int64_t stride) {
+  const int64_t keys = kPrefetchDistance / (stride * static_cast<int64_t>(sizeof(Element)));
+  return keys < 1 ? 1 : keys < kBlockSize ? keys : kBlockSize;
+}
+
+// The columns of a key that will be read soon, or null.
+template <class Element>
+const Element* key_ahead(const BlockRows<Element>& block, int64_t key) {
+  const int64_t ahead = key + block.ahead;
+  if (ahead < kBlockSize) return block.rows + ahead * block.stride;
+  return block.next == nullptr ? nullptr : block.next + (ahead - kBlockSize) * block.stride;
+}
+
+template <class V, class Element>
+void prefetch_columns(const Element* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += static_cast<int64_t>(64 / sizeof(Element)))
+    V::prefetch_far(p + i);
+}
 
 // scores[r, key] = tree16(fma over d) * c, c = scale [* k_scale], for keys of the block up to
 // counts[r], and -inf from there to a multiple of 16. counts ascend.
@@ -102,7 +123,10 @@ void score_tile(const BlockRows<Element>& k, float scale, const float* q, int64_
         const int64_t key = begin + i < n_keys ? begin + i : n_keys - 1;
         keys[i] = k.rows + key * k.stride;
       }
-      if (k.next != nullptr) prefetch_rows<V>(k.next + begin * k.stride, kKeys * k.stride);
+      if (k.ahead != 0) {
+        const Element* p = key_ahead(k, begin);
+        if (p != nullptr) prefetch_columns<V>(p, kKeys * k.stride);
+      }
       F some[kQueries * kFolded];
       dot_tile<V, kQueries, kKeys>(q, keys, padded_dim, some);
       for (int r = 0; r < kQueries; ++r) {
@@ -137,8 +161,9 @@ void value_tile(const BlockRows<Element>& v, int64_t d, int64_t begin, int64_t e
   }
   for (int64_t key = begin; key < end; ++key) {
     const Element* row = v.rows + key * v.stride + d;
-    if (v.next != nullptr) {
-      prefetch_rows<V>(v.next + key * v.stride + d, kColumns * V::kPartLanes);
+    if (v.ahead != 0) {
+      const Element* p = key_ahead(v, key);
+      if (p != nullptr) prefetch_columns<V>(p + d, kColumns * V::kPartLanes);
     }
     Part weight[kQueries];
     for (int r = 0; r < kQueries; ++r) weight[r] = V::part(weights[r * weight_stride + key]);

@@ -66,6 +66,7 @@ class CpuBackend final : public Backend {
   Buffer<int32_t> corrections_;  // [n, n_groups]
   Buffer<float> keys_, values_;  // [n, n_kv_heads * head_dim]
   Buffer<float> scratch_;        // [n_threads, attention_scratch]
+  Buffer<float> states_;         // of chunks [n_threads, kStatesPerThread, attention_state]
   Buffer<AttentionTile> tiles_;  // [most_tiles]
 };
 

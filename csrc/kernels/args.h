@@ -111,6 +111,11 @@ struct KernelTable {
   bool (*append)(const AppendArgs& args, int64_t token) noexcept;
   // A tile of query rows; scratch f32 [attention_scratch(head_dim)].
   void (*attend)(const AttentionArgs& args, const AttentionTile& tile, float* scratch) noexcept;
+  // The same in two steps, for few rows and many threads: the states of chunks [begin, end) of the
+  // tile, then all chunks folded. states f32 [n_chunks, n_rows, attention_state(head_dim)].
+  void (*attend_chunks)(const AttentionArgs& args, const AttentionTile& tile, int64_t begin,
+                        int64_t end, float* scratch, float* states) noexcept;
+  void (*fold_chunks)(const AttentionArgs& args, const AttentionTile& tile, float* states) noexcept;
   // Row `id` of the table -> x f32 [cols].
   void (*embed)(const EmbeddingView& table, int64_t id, float* x) noexcept;
   // gate, up, y: f32 [n].

@@ -34,29 +34,42 @@ struct QueryRows {
   Softmax* softmax(float* state) const { return reinterpret_cast<Softmax*>(state + padded_dim); }
 };
 
-template <class V>
-void load_rows(const AttentionArgs& args, const AttentionTile& tile, float* scratch,
-               QueryRows& rows) {
-  const int64_t head_dim = args.cache.head_dim;
+// Index of row r of a tile among args.q and args.out, in rows of head_dim.
+inline int64_t query_row(const AttentionArgs& args, const AttentionTile& tile, int64_t r) {
+  const int64_t group = args.n_heads / args.cache.n_kv_heads, row = tile.first_row + r;
+  return row / group * args.n_heads + tile.kv_head * group + row % group;
+}
+
+// The rows without their work space.
+inline QueryRows rows_of(const AttentionArgs& args, const AttentionTile& tile) {
   const int64_t group = args.n_heads / args.cache.n_kv_heads;
+  QueryRows rows;
   rows.n = tile.n_rows;
-  rows.padded_dim = padded_head_dim(head_dim);
-  rows.state_stride = attention_state(head_dim);
+  rows.padded_dim = padded_head_dim(args.cache.head_dim);
+  rows.state_stride = attention_state(args.cache.head_dim);
   rows.table = args.block_tables + args.sequence_of_token[tile.first_row / group] * args.max_blocks;
+  for (int64_t r = 0; r < rows.n; ++r) {
+    rows.n_keys[r] = args.positions[(tile.first_row + r) / group] + int64_t{1};
+  }
+  return rows;
+}
+
+template <class V>
+QueryRows load_rows(const AttentionArgs& args, const AttentionTile& tile, float* scratch) {
+  const int64_t head_dim = args.cache.head_dim;
+  QueryRows rows = rows_of(args, tile);
   rows.q = scratch;
   rows.states = rows.q + kTileRows * rows.padded_dim;
   rows.scores = rows.states + 2 * kTileRows * rows.state_stride;
   rows.rescale = rows.scores + kTileRows * kChunkKeys;
   rows.widened = rows.rescale + kTileRows * kChunkBlocks;
   for (int64_t r = 0; r < rows.n; ++r) {
-    const int64_t token = (tile.first_row + r) / group;
-    const int64_t head = tile.kv_head * group + (tile.first_row + r) % group;
-    const float* q = args.q + (token * args.n_heads + head) * head_dim;
-    rows.n_keys[r] = args.positions[token] + int64_t{1};
+    const float* q = args.q + query_row(args, tile, r) * head_dim;
     for (int64_t d = 0; d < head_dim; d += 16) {
       V::store(rows.q + r * rows.padded_dim + d, V::load_partial(q + d, head_dim - d));
     }
   }
+  return rows;
 }
 
 // First row that sees a key of the chunk.
@@ -243,16 +256,21 @@ void fold_chunk(const QueryRows& rows, float* acc_a, float* acc_b) {
   }
 }
 
+// Folds the states of a chunk into those of the chunks before it.
+template <class V>
+void fold_states(const QueryRows& rows, int64_t chunk, float* total, float* states) {
+  for (int64_t r = first_row_in(rows, chunk); r < rows.n; ++r) {
+    fold_chunk<V>(rows, total + r * rows.state_stride, states + r * rows.state_stride);
+  }
+}
+
 // out = acc / l.
 template <class V>
 void write_rows(const AttentionArgs& args, const AttentionTile& tile, const QueryRows& rows,
                 float* states) {
   const int64_t head_dim = args.cache.head_dim;
-  const int64_t group = args.n_heads / args.cache.n_kv_heads;
   for (int64_t r = 0; r < rows.n; ++r) {
-    const int64_t token = (tile.first_row + r) / group;
-    const int64_t head = tile.kv_head * group + (tile.first_row + r) % group;
-    float* out = args.out + (token * args.n_heads + head) * head_dim;
+    float* out = args.out + query_row(args, tile, r) * head_dim;
     float* state = states + r * rows.state_stride;
     const typename V::F l = V::broadcast(rows.softmax(state)->l);
     for (int64_t d = 0; d < head_dim; d += 16) {
@@ -261,21 +279,31 @@ void write_rows(const AttentionArgs& args, const AttentionTile& tile, const Quer
   }
 }
 
+inline int64_t chunks_of(const QueryRows& rows) {
+  return (rows.n_keys[rows.n - 1] + kChunkKeys - 1) / kChunkKeys;
+}
+
 template <class V, class Element>
 void attend_typed(const AttentionArgs& args, const AttentionTile& tile, float* scratch) {
-  QueryRows rows;
-  load_rows<V>(args, tile, scratch, rows);
+  const QueryRows rows = load_rows<V>(args, tile, scratch);
   float* total = rows.states;
   float* part = total + kTileRows * rows.state_stride;
-  const int64_t n_chunks = (rows.n_keys[rows.n - 1] + kChunkKeys - 1) / kChunkKeys;
-  for (int64_t chunk = 0; chunk < n_chunks; ++chunk) {
-    attend_chunk<V, Element>(args, tile.kv_head, rows, chunk, chunk == 0 ? total : part);
-    if (chunk == 0) continue;
-    for (int64_t r = first_row_in(rows, chunk); r < rows.n; ++r) {
-      fold_chunk<V>(rows, total + r * rows.state_stride, part + r * rows.state_stride);
-    }
+  attend_chunk<V, Element>(args, tile.kv_head, rows, 0, total);
+  for (int64_t chunk = 1; chunk < chunks_of(rows); ++chunk) {
+    attend_chunk<V, Element>(args, tile.kv_head, rows, chunk, part);
+    fold_states<V>(rows, chunk, total, part);
   }
   write_rows<V>(args, tile, rows, total);
+}
+
+template <class V, class Element>
+void attend_chunks_typed(const AttentionArgs& args, const AttentionTile& tile, int64_t begin,
+                         int64_t end, float* scratch, float* states) {
+  const QueryRows rows = load_rows<V>(args, tile, scratch);
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    attend_chunk<V, Element>(args, tile.kv_head, rows, chunk,
+                             states + chunk * rows.n * rows.state_stride);
+  }
 }
 
 template <class V>
@@ -288,6 +316,28 @@ void attend(const AttentionArgs& args, const AttentionTile& tile, float* scratch
     case KvType::kInt8:
       return attend_typed<V, int8_t>(args, tile, scratch);
   }
+}
+
+template <class V>
+void attend_chunks(const AttentionArgs& args, const AttentionTile& tile, int64_t begin, int64_t end,
+                   float* scratch, float* states) noexcept {
+  switch (args.cache.type) {
+    case KvType::kF32:
+      return attend_chunks_typed<V, float>(args, tile, begin, end, scratch, states);
+    case KvType::kF16:
+      return attend_chunks_typed<V, uint16_t>(args, tile, begin, end, scratch, states);
+    case KvType::kInt8:
+      return attend_chunks_typed<V, int8_t>(args, tile, begin, end, scratch, states);
+  }
+}
+
+template <class V>
+void fold_chunks(const AttentionArgs& args, const AttentionTile& tile, float* states) noexcept {
+  const QueryRows rows = rows_of(args, tile);
+  for (int64_t chunk = 1; chunk < chunks_of(rows); ++chunk) {
+    fold_states<V>(rows, chunk, states, states + chunk * rows.n * rows.state_stride);
+  }
+  write_rows<V>(args, tile, rows, states);
 }
 
 }  // namespace llama2q

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cmath>
 
 #include "base/check.h"
 
@@ -27,8 +26,8 @@ CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
 
 int64_t CpuBackend::work_bytes() const {
   return normed_.bytes() + codes_.bytes() + wide_codes_.bytes() + scales_.bytes() +
-         corrections_.bytes() + keys_.bytes() + values_.bytes() + scratch_.bytes() +
-         matmul_scratch_.bytes();
+         corrections_.bytes() + keys_.bytes() + values_.bytes() + matmul_scratch_.bytes() +
+         attention_bytes();
 }
 
 int64_t CpuBackend::work_bytes(const KernelTable& kernels, const WorkShape& shape, int n_threads) {
@@ -42,9 +41,8 @@ int64_t CpuBackend::work_bytes(const KernelTable& kernels, const WorkShape& shap
   const int64_t scales_and_corrections = n_groups * (kFloat + int64_t{sizeof(int32_t)});
   const int64_t keys_and_values = 2 * shape.kv_dim * kFloat;
   return shape.n_tokens * (normed + codes + scales_and_corrections + keys_and_values) +
-         n_threads * kFloat *
-             (attention_scratch(shape.heads_per_kv_head, shape.head_dim) +
-              (shape.group_size == 0 ? 0 : matmul_scratch(shape.n_tokens)));
+         (shape.group_size == 0 ? 0 : n_threads * kFloat * matmul_scratch(shape.n_tokens)) +
+         attention_bytes(shape, n_threads);
 }
 
 bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
@@ -136,30 +134,6 @@ void CpuBackend::embed(const EmbeddingView& table, const int32_t* token_ids, int
   for (int64_t t = 0; t < n; ++t) kernels_.embed(table, token_ids[t], x + t * table.cols);
 }
 
-bool CpuBackend::append(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
-                        const float* k, const float* v, float* q) {
-  const int64_t head_dim = cache.head_dim, half = head_dim / 2;
-  const AppendArgs args{.cache = cache,
-                        .k = k,
-                        .v = v,
-                        .positions = batch.positions,
-                        .sequence_of_token = batch.sequence_of_token,
-                        .block_tables = batch.block_tables,
-                        .max_blocks = batch.max_blocks};
-  float* keys = keys_.data();
-  std::atomic<bool> finite{true};
-  pool_.parallel_for(batch.n_tokens, kRowGrain, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* cos = batch.cos.data() + t * half;
-      const float* sin = batch.sin.data() + t * half;
-      kernels_.rope(q + t * n_heads * head_dim, cos, sin, n_heads, head_dim);
-      kernels_.rope(keys + t * cache.n_kv_heads * head_dim, cos, sin, cache.n_kv_heads, head_dim);
-      if (!kernels_.append(args, t)) finite.store(false, std::memory_order_relaxed);
-    }
-  });
-  return finite.load();
-}
-
 bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
                      const KvLayerView& cache, const float* x, float* q) {
   const int64_t n = batch.n_tokens;
@@ -175,30 +149,6 @@ bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
   const std::array jobs{job(layer.wq, q), job(layer.wk, k), job(layer.wv, v)};
   run_matmuls(jobs);
   return append(batch, cache, layer.wq.rows / cache.head_dim, k, v, q);
-}
-
-void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
-                        const float* q, float* attended) {
-  const AttentionArgs args{
-      .cache = cache,
-      .q = q,
-      .out = attended,
-      .positions = batch.positions,
-      .sequence_of_token = batch.sequence_of_token,
-      .block_tables = batch.block_tables,
-      .max_blocks = batch.max_blocks,
-      .n_heads = n_heads,
-      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cache.head_dim)))};
-  const int64_t scratch = attention_scratch(n_heads / cache.n_kv_heads, cache.head_dim);
-  float* all = scratch_.reserve(scratch * pool_.n_threads());
-  const int64_t n = batch.n_tokens;
-  const int64_t grain = n >= 16 * pool_.n_threads() ? 8 : 1;
-  // Tokens vary fastest, so that a chunk of work reads one KV head.
-  pool_.parallel_for(n * cache.n_kv_heads, grain, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernels_.attend(args, i % n, i / n, all + thread * scratch);
-    }
-  });
 }
 
 bool CpuBackend::add_matmul(const MatrixView& matrix, int64_t n, const float* input, float* x) {

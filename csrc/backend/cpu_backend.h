@@ -53,6 +53,8 @@ class CpuBackend final : public Backend {
   bool prepare(const float* x, const Norm* norm, int64_t n,
                std::span<const MatrixView* const> readers, ActivationView& view);
   void run_matmuls(std::span<const MatmulArgs> jobs);
+  int64_t attention_bytes() const;
+  static int64_t attention_bytes(const WorkShape& shape, int n_threads);
   bool append(const Batch& batch, const KvLayerView& cache, int64_t n_heads, const float* k,
               const float* v, float* q);
 
@@ -64,8 +66,10 @@ class CpuBackend final : public Backend {
   Buffer<float> scales_;          // n * n_groups, in tiles
   Buffer<int32_t> corrections_;   // as many
   Buffer<float> keys_, values_;   // [n, n_kv_heads * head_dim]
-  Buffer<float> scratch_;         // [n_threads, attention_scratch]
   Buffer<float> matmul_scratch_;  // [n_threads, matmul_scratch]
+  Buffer<float> scratch_;         // [n_threads, attention_scratch]
+  Buffer<float> states_;          // of chunks [n_threads, kStatesPerThread, attention_state]
+  Buffer<AttentionTile> tiles_;   // [most_tiles]
 };
 
 }  // namespace llama2q

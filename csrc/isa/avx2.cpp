@@ -28,6 +28,10 @@ struct Avx2 {
   using Line = I;
   using Grid = __m256i;
   using Dot = I;
+  using Part = __m256;
+  static constexpr int kPartLanes = 8;
+  static constexpr int kTileRegisters = 12;
+  static constexpr int kQueryTile = 3;
 
   static F broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -67,6 +71,9 @@ struct Avx2 {
   static F load_int8_partial(const int8_t* p, int64_t n) {
     return n >= 16 ? load_int8(p) : load_int8(Partial<int8_t>(p, n).data);
   }
+  static F widen_partial(const float* p, int64_t n) { return load_partial(p, n); }
+  static F widen_partial(const uint16_t* p, int64_t n) { return load_f16_partial(p, n); }
+  static F widen_partial(const int8_t* p, int64_t n) { return load_int8_partial(p, n); }
   static void store(float* p, F x) {
     _mm256_storeu_ps(p, x.low);
     _mm256_storeu_ps(p + 8, x.high);
@@ -123,33 +130,48 @@ struct Avx2 {
   static I to_int(F x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
   static F to_float(I x) { return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)}; }
 
+  static Part part(float x) { return _mm256_set1_ps(x); }
+  static Part load_part(const float* p) { return _mm256_loadu_ps(p); }
+  static Part load_part(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static Part load_part(const int8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static void store_part(float* p, Part x) { _mm256_storeu_ps(p, x); }
+  static Part mul_part(Part a, Part b) { return _mm256_mul_ps(a, b); }
+  static Part fma_part(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+
   static float tree16(F x) {
     const __m256 eight = _mm256_add_ps(x.low, x.high);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  // Adds lanes i and i + 8, i + 4, i + 2, i + 1 of eight vectors at a time, in tree16's order,
-  // while it packs them: each step halves the lanes per vector and the vectors.
-  static __m256 tree_of_eight(const F* x) {
-    __m256 four[4];
-    for (int i = 0; i < 4; ++i) {
-      const __m256 a = _mm256_add_ps(x[2 * i].low, x[2 * i].high);
-      const __m256 b = _mm256_add_ps(x[2 * i + 1].low, x[2 * i + 1].high);
-      four[i] =
-          _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-    }
-    __m256 two[2];
-    for (int i = 0; i < 2; ++i) {
-      const __m256 a = four[2 * i], b = four[2 * i + 1];
-      two[i] = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
-    }
-    const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x88),
-                                     _mm256_shuffle_ps(two[0], two[1], 0xdd));
-    // Its lanes are vectors 0 2 4 6 | 1 3 5 7.
-    return _mm256_permutevar8x32_ps(one, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  // tree16's order, while the lanes are packed: each step halves the lanes per vector and the
+  // vectors. Parts 2 * i and 2 * i + 1 are vector i.
+  static F fold_lanes(const Part* x) {
+    const auto four = [&](int i) {
+      const __m256 a = _mm256_add_ps(x[4 * i], x[4 * i + 1]);
+      const __m256 b = _mm256_add_ps(x[4 * i + 2], x[4 * i + 3]);
+      return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    };
+    return {four(0), four(1)};
   }
-  static F tree16_each(const F (&x)[16]) { return {tree_of_eight(x), tree_of_eight(x + 8)}; }
+  static F finish_trees(const F* x) {
+    const auto two = [](__m256 a, __m256 b) {
+      return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    };
+    const auto one = [&](int i) {
+      const __m256 a = two(x[i].low, x[i].high), b = two(x[i + 1].low, x[i + 1].high);
+      const __m256 sums =
+          _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
+      // Its lanes are vectors 0 2 4 6 | 1 3 5 7.
+      return _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    };
+    return {one(0), one(2)};
+  }
   static float max_lanes(F x) {
     const __m256 eight = _mm256_max_ps(x.low, x.high);
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -250,6 +272,10 @@ struct Avx2 {
     dot(acc, high, next);
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  // Into L2 alone: a line on its way to L1 holds one of the few buffers that loads wait in.
+  static void prefetch_far(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
 
   // A 64-byte load of a panel line, and the sums of 16 rows.
   using Pair = Line;
@@ -329,7 +355,9 @@ struct Avx2 {
       const __m256i sum = _mm256_set1_epi32(correction / 16);
       return {sum, sum};
     }
-    static Run start_run() { return zero_int(); }
+    static void start_run(Run& run, Weights w, Unit a) {
+      run = {_mm256_maddubs_epi16(w.low, a), _mm256_maddubs_epi16(w.high, a)};
+    }
     static void add_products(__m256i& sum, __m256i w, __m256i a) {
       __m256i products;
       __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"

@@ -29,6 +29,11 @@ struct Scalar {
   };
   using Grid = const int8_t*;
   using Dot = I;
+  // One register of attention's tiles: a whole F, or as many of its lanes as a register holds.
+  using Part = F;
+  static constexpr int kPartLanes = 16;
+  static constexpr int kTileRegisters = 8;  // accumulators that fit
+  static constexpr int kQueryTile = 2;      // query rows side by side
 
   template <class Function>
   static F make(Function f) {
@@ -68,6 +73,10 @@ struct Scalar {
   static F load_int8_partial(const int8_t* p, int64_t n) {
     return make([=](int i) { return i < n ? static_cast<float>(p[i]) : 0.0f; });
   }
+  // An element of the KV cache as a float, n as above.
+  static F widen_partial(const float* p, int64_t n) { return load_partial(p, n); }
+  static F widen_partial(const uint16_t* p, int64_t n) { return load_f16_partial(p, n); }
+  static F widen_partial(const int8_t* p, int64_t n) { return load_int8_partial(p, n); }
   static void store(float* p, F x) { store_partial(p, x, 16); }
   static void store_partial(float* p, F x, int64_t n) {
     for (int i = 0; i < 16 && i < n; ++i) p[i] = x.lane[i];
@@ -135,6 +144,14 @@ struct Scalar {
     return make([&](int i) { return fma_scalar(a.lane[i], b.lane[i], c.lane[i]); });
   }
 
+  static Part part(float x) { return broadcast(x); }
+  static Part load_part(const float* p) { return load(p); }
+  static Part load_part(const uint16_t* p) { return load_f16(p); }
+  static Part load_part(const int8_t* p) { return load_int8(p); }
+  static void store_part(float* p, Part x) { store(p, x); }
+  static Part mul_part(Part a, Part b) { return mul(a, b); }
+  static Part fma_part(Part a, Part b, Part c) { return fma(a, b, c); }
+
   // Lanes i and i + 8, then 4, 2, 1.
   static float tree16(F x) {
     for (int half = 8; half > 0; half /= 2) {
@@ -142,9 +159,19 @@ struct Scalar {
     }
     return x.lane[0];
   }
-  // Lane i of the result is tree16(x[i]).
-  static F tree16_each(const F (&x)[16]) {
-    return make([&](int i) { return tree16(x[i]); });
+  // The first two steps of tree16 for four vectors, packed: lane 4 * i + j is lane j of vector i.
+  static F fold_lanes(const Part* x) {
+    return make([&](int i) {
+      const float* lane = x[i / 4].lane + i % 4;
+      return (lane[0] + lane[8]) + (lane[4] + lane[12]);
+    });
+  }
+  // The last two steps for sixteen vectors: lane i of the result is tree16 of vector i.
+  static F finish_trees(const F* x) {
+    return make([&](int i) {
+      const float* lane = x[i / 4].lane + i % 4 * 4;
+      return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+    });
   }
   static float max_lanes(F x) {
     float largest = x.lane[0];
@@ -224,6 +251,7 @@ struct Scalar {
     dot(acc, high, next);
   }
   static void prefetch(const void*) {}
+  static void prefetch_far(const void*) {}
 
   struct Panel {
     static constexpr int64_t kColumns = 4, kUnitCodes = 4, kRunLines = 0;

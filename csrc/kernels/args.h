@@ -85,9 +85,27 @@ struct AttentionArgs {
   float scale;  // fp32(1 / sqrt(head_dim))
 };
 
-// Floats of scratch that attend() needs.
-constexpr int64_t attention_scratch(int64_t heads_per_kv_head, int64_t head_dim) {
-  return heads_per_kv_head * (head_dim + 4) + kBlockSize;
+// Query rows of one KV head: row i is query head i % group of the group of token i / group. Their
+// tokens belong to one sequence.
+struct AttentionTile {
+  int64_t kv_head;
+  int64_t first_row;
+  int64_t n_rows;  // 1 to kTileRows
+};
+
+inline constexpr int64_t kTileRows = 24;
+
+constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Floats of a query row's state: the accumulator, maximum and sum, in whole lines of 64 bytes.
+constexpr int64_t attention_state(int64_t head_dim) { return padded_head_dim(head_dim) + 16; }
+
+// Floats of scratch that attend() needs: query rows, two states, scores and rescaling factors of a
+// chunk, and a widened block if the rows of the cache are no whole vectors.
+constexpr int64_t attention_scratch(int64_t head_dim) {
+  const int64_t padded = padded_head_dim(head_dim);
+  const int64_t row = padded + 2 * attention_state(head_dim) + kChunkBlocks * (kBlockSize + 1);
+  return kTileRows * row + (head_dim == padded ? 0 : kBlockSize * padded);
 }
 
 // Tokens that pass over a panel before the next is unpacked: a multiple of every kPanelTokens.
@@ -134,9 +152,13 @@ struct KernelTable {
                int64_t head_dim) noexcept;
   // Appends K and V of one token.
   bool (*append)(const AppendArgs& args, int64_t token) noexcept;
-  // The query heads that share one KV head, for one token; scratch f32 [attention_scratch(...)].
-  void (*attend)(const AttentionArgs& args, int64_t token, int64_t kv_head,
-                 float* scratch) noexcept;
+  // A tile of query rows; scratch f32 [attention_scratch(head_dim)].
+  void (*attend)(const AttentionArgs& args, const AttentionTile& tile, float* scratch) noexcept;
+  // The same in two steps, for few rows and many threads: the states of chunks [begin, end) of the
+  // tile, then all chunks folded. states f32 [n_chunks, n_rows, attention_state(head_dim)].
+  void (*attend_chunks)(const AttentionArgs& args, const AttentionTile& tile, int64_t begin,
+                        int64_t end, float* scratch, float* states) noexcept;
+  void (*fold_chunks)(const AttentionArgs& args, const AttentionTile& tile, float* states) noexcept;
   // Row `id` of the table -> x f32 [cols].
   void (*embed)(const EmbeddingView& table, int64_t id, float* x) noexcept;
   // gate, up, y: f32 [n].

@@ -29,16 +29,17 @@ struct PanelTokens {
   const int32_t* corrections;     // [n_groups, kTokens]
 };
 
-// Adds the products of n_lines panel lines to sums[kTokens][kBands].
-template <class P, class Sum, int kBands, int kTokens>
+// Adds the products of n_lines panel lines to sums[kTokens][kBands], with P's `multiply(sum, w,
+// a)`.
+template <class P, int kBands, int kTokens, class Sum, class Multiply>
 void add_lines(const uint8_t*& line, const typename P::Code*& codes, int64_t n_lines,
-               Sum (&sums)[kTokens][kBands]) {
+               Sum (&sums)[kTokens][kBands], Multiply multiply) {
   for (int64_t i = 0; i < n_lines; ++i) {
     typename P::Weights w[kBands];
     for (int b = 0; b < kBands; ++b) w[b] = P::load(line + b * kLineBytes);
     for (int t = 0; t < kTokens; ++t) {
       const typename P::Unit a = P::broadcast(codes + t * P::kUnitCodes);
-      for (int b = 0; b < kBands; ++b) P::multiply(sums[t][b], w[b], a);
+      for (int b = 0; b < kBands; ++b) multiply(sums[t][b], w[b], a);
     }
     line += kBands * kLineBytes;
     codes += kTokens * P::kUnitCodes;
@@ -52,15 +53,15 @@ void group_dots(const uint8_t*& line, int64_t n_lines, const typename P::Code*& 
   for (int t = 0; t < kTokens; ++t) {
     for (int b = 0; b < kBands; ++b) dots[t][b] = P::start(corrections[t]);
   }
+  const auto multiply = [](auto& sum, const auto& w, const auto& a) { P::multiply(sum, w, a); };
   if constexpr (P::kRunLines == 0) {
-    add_lines<P, typename P::Dot, kBands, kTokens>(line, codes, n_lines, dots);
+    add_lines<P>(line, codes, n_lines, dots, multiply);
   } else {
+    const auto start = [](auto& sum, const auto& w, const auto& a) { P::start_run(sum, w, a); };
     for (int64_t j = 0; j < n_lines; j += P::kRunLines) {
       typename P::Run run[kTokens][kBands];
-      for (int t = 0; t < kTokens; ++t) {
-        for (int b = 0; b < kBands; ++b) run[t][b] = P::start_run();
-      }
-      add_lines<P, typename P::Run, kBands, kTokens>(line, codes, P::kRunLines, run);
+      add_lines<P>(line, codes, 1, run, start);
+      add_lines<P>(line, codes, P::kRunLines - 1, run, multiply);
       for (int t = 0; t < kTokens; ++t) {
         for (int b = 0; b < kBands; ++b) P::finish_run(run[t][b], dots[t][b]);
       }

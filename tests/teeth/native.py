@@ -7,11 +7,11 @@ references can notice; where one ISA is changed, the comparison with the scalar 
 
 from __future__ import annotations
 
+from teeth.attention import ATTENTION, ATTENTION_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
 
 MATMUL = "kernels/test_matmul.py"
-ATTENTION = "kernels/test_attention.py"
 SAMPLE = "kernels/test_sample.py"
 EDITS = "kernels/test_logit_edits.py"
 LOGPROBS = "kernels/test_logprobs.py"
@@ -211,73 +211,7 @@ NATIVE = (
         "F p = V::broadcast(0.0f);",
         "kernels/test_exp.py::test_error_is_what_the_tolerances_assume",
     ),
-    # --- csrc/kernels/attention.h, args.h
-    fault(
-        "mask off by one",
-        "csrc/kernels/attention.h",
-        "const int64_t keys = present < kBlockSize ? present : kBlockSize;",
-        "const int64_t keys = present + 1 < kBlockSize ? present + 1 : kBlockSize;",
-        f"{ATTENTION}::test_later_keys_are_never_read",
-    ),
-    fault(
-        "stale K and V after a rewind",
-        "csrc/kernels/attention.h",
-        "Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr) && finite;",
-        "(out[0] != 0 ||\n"
-        "         Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr))"
-        " &&\n"
-        "        finite;",
-        f"{BITWISE}::test_rewind",
-    ),
-    fault(
-        "block table off by one",
-        "csrc/kernels/attention.h",
-        "cache_row<V>(cache, table[b], kv_head, 0)",
-        "cache_row<V>(cache, table[b == 0 ? 0 : b - 1], kv_head, 0)",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "another KV head's keys",
-        "csrc/kernels/attention.h",
-        "cache_row<V>(cache, table[b], kv_head, 0)",
-        "cache_row<V>(cache, table[b], cache.n_kv_heads - 1 - kv_head, 0)",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "chunks combined in another order",
-        "csrc/kernels/attention.h",
-        "a.l = V::fma_scalar(a.l, ra, b.l * rb);",
-        "a.l = V::fma_scalar(b.l, rb, a.l * ra);",
-        f"{ATTENTION}::test_contract",
-    ),
-    fault(
-        "softmax without rescaling",
-        "csrc/kernels/attention.h",
-        "V::mul(V::load_partial(acc + d + 16 * i, n - 16 * i), rescale);",
-        "V::load_partial(acc + d + 16 * i, n - 16 * i);",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "int8 keys without their scale",
-        "csrc/kernels/attention.h",
-        "c = V::mul(V::load_f16_partial(k_scales + first, present), c);",
-        "{}",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "f16 overflow passes",
-        "csrc/kernels/attention.h",
-        "return magnitude_bits<V>(x, n) <= 0x477fe000u;",
-        "return magnitude_bits<V>(x, n) < 0x7f800000u;",
-        f"{ATTENTION}::test_overflow_of_an_f16_cache_raises",
-    ),
-    fault(
-        "chunks of another size",
-        "csrc/kernels/args.h",
-        "kChunkBlocks = 4;",
-        "kChunkBlocks = 8;",
-        f"{ATTENTION}::test_contract",
-    ),
+    *ATTENTION_FAULTS,
     # --- csrc/isa
     fault(
         "ties away from zero",

@@ -16,6 +16,7 @@ import bench_limits
 import bench_peers
 import gguf_file
 import peers_report
+import q6_k
 from llama2q.format import L2qFile
 from llama2q.quant import grid_values, int4, int8
 from numpy_quantizers import SMALL
@@ -63,7 +64,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ..
     start = at + -at % 32
     tensors = {}
     for name, shape, kind, offset in infos:
-        per_block, n_bytes = {0: (1, 4), 2: (32, 18), 8: (32, 34)}[kind]
+        per_block, n_bytes = {0: (1, 4), 2: (32, 18), 8: (32, 34), 14: (256, 210)}[kind]
         size = int(np.prod(shape)) // per_block * n_bytes
         assert offset % 32 == 0
         tensors[name] = (shape, kind, data[start + offset : start + offset + size])
@@ -116,6 +117,38 @@ def test_gguf_holds_the_same_weights(convert_mini: Callable[..., Path], tmp_path
         np.testing.assert_array_equal(
             dequantize(*norm), file.array("layers.1.ffn_norm.weight"), strict=True
         )
+
+
+def test_the_output_matrix_as_q6_k(convert_mini: Callable[..., Path], tmp_path: Path) -> None:
+    source = convert_mini(group_size=32, grid="uniform")
+    target = tmp_path / "mini.gguf"
+    assert gguf_file.main([str(source), str(target), "--output", "q6_k"]) == 0
+    with L2qFile(source) as file:
+        (weights,) = decoded(file, "output.weight")
+    found = q6_k.decode(q6_blocks(target, weights.shape))
+    # The extreme of a group is code -32; the same with the other sign is cut to 31, a step off. A
+    # step is off by half a step of the scales and by the rounding of d to f16.
+    step = np.abs(weights.reshape(-1, 16)).max(1) / 32
+    scale_step = np.abs(weights.reshape(-1, 256)).max(1).repeat(16) / 32 / 127
+    slack = scale_step / 2 + step / 2048
+    error = np.abs(found - weights).reshape(-1, 16).max(1)
+    assert (error <= step + 33 * slack).all()
+    assert np.median(error / (step + 1e-9)) < 0.6
+    assert error.max() > 0
+
+
+def q6_blocks(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Take the output matrix out of a GGUF file: its blocks of Q6_K."""
+    _, tensors = read_gguf(path)
+    found, kind, data = tensors["output.weight"]
+    assert (found, kind) == (shape, 14)
+    return np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // 256, 210)
+
+
+def test_q6_k_of_zeros_and_of_one_value() -> None:
+    values = np.zeros((2, 512), np.float32)
+    values[1, 300] = -3.0
+    np.testing.assert_allclose(q6_k.decode(q6_k.encode(values)), values, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.repeat is not None:
         scope = replace(scope, repeat=chosen.repeat)
     n_threads = chosen.threads or _core.default_threads()
-    notes = ["ik_llama.cpp: left out, it is not on PyPI"]
+    notes = [
+        f"llama.cpp: {peers_build.PACKAGE} {peers_build.VERSION}, Q4_0 with output {chosen.output}",
+        "ik_llama.cpp: left out, it is not on PyPI",
+    ]
     tiers = []
     for tier in peers_build.TIERS.values():
         if tier.name not in chosen.tiers:
@@ -220,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     for tier in tiers:
         peers_build.build_driver(tier)
     say("models: " + str(peers_build.FOLDER / "models"))
-    models = Models.ensure(peers_build.FOLDER / "models", chosen.shape, chosen.file)
+    models = Models.ensure(peers_build.FOLDER / "models", chosen.shape, chosen.file, chosen.output)
     machine = describe_machine()
     results: list[Result] = []
     limits = {}
@@ -262,6 +265,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rows: under 8 minutes")
     parser.add_argument("--shape", choices=[*SHAPES], default="7b", help="of the model (7b)")
     parser.add_argument("--file", type=Path, help="our .l2q file; made if not given: int4, 64")
+    parser.add_argument(
+        "--output", choices=["q8_0", "q6_k"], default="q8_0", help="the peer's output matrix"
+    )
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[*peers_build.TIERS])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, help="samples of each row")

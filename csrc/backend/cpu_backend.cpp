@@ -25,20 +25,23 @@ CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
     : kernels_(kernels), pool_(n_threads) {}
 
 int64_t CpuBackend::work_bytes() const {
-  return normed_.bytes() + codes_.bytes() + scales_.bytes() + corrections_.bytes() + keys_.bytes() +
-         values_.bytes() + attention_bytes();
+  return normed_.bytes() + codes_.bytes() + wide_codes_.bytes() + scales_.bytes() +
+         corrections_.bytes() + keys_.bytes() + values_.bytes() + matmul_scratch_.bytes() +
+         attention_bytes();
 }
 
-int64_t CpuBackend::work_bytes(const WorkShape& shape, int n_threads) {
+int64_t CpuBackend::work_bytes(const KernelTable& kernels, const WorkShape& shape, int n_threads) {
   constexpr int64_t kFloat = sizeof(float);
   const int64_t widest = std::max(shape.dim, shape.hidden_dim);
   const int64_t n_groups =
       shape.group_size == 0 ? 0 : (widest + shape.group_size - 1) / shape.group_size;
   const int64_t normed = shape.dim * kFloat;
-  const int64_t codes = n_groups * shape.group_size;
+  const bool wide = kernels.wide_codes && shape.n_tokens > 1;
+  const int64_t codes = n_groups * shape.group_size * (wide ? 3 : 1);
   const int64_t scales_and_corrections = n_groups * (kFloat + int64_t{sizeof(int32_t)});
   const int64_t keys_and_values = 2 * shape.kv_dim * kFloat;
   return shape.n_tokens * (normed + codes + scales_and_corrections + keys_and_values) +
+         (shape.group_size == 0 ? 0 : n_threads * kFloat * matmul_scratch(shape.n_tokens)) +
          attention_bytes(shape, n_threads);
 }
 
@@ -54,21 +57,40 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
       dense = true;
     }
   }
-  view = {.x = x, .codes = nullptr, .scales = nullptr, .corrections = nullptr, .n_tokens = n};
+  view = {.x = x,
+          .codes = nullptr,
+          .wide_codes = nullptr,
+          .scales = nullptr,
+          .corrections = nullptr,
+          .n_tokens = n};
   float* normed = norm != nullptr ? normed_.reserve(n * cols) : nullptr;
   if (norm != nullptr) view.x = normed;
   const int64_t n_groups = group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
   const int64_t padded = n_groups * group_size;
+  const bool wide = kernels_.wide_codes && n > 1;
   int8_t* codes = codes_.reserve(n * padded);
+  int16_t* wide_codes = wide ? wide_codes_.reserve(n * padded) : nullptr;
   float* scales = scales_.reserve(n * n_groups);
   int32_t* corrections = corrections_.reserve(n * n_groups);
   if (group_size != 0) {
     view.codes = codes;
+    view.wide_codes = wide_codes;
     view.scales = scales;
     view.corrections = corrections;
   }
+  const auto place = [&](int64_t t) {
+    const int64_t first = t - t % kernels_.tile_tokens;
+    return TileRow{.codes = codes + first * padded,
+                   .wide_codes = wide ? wide_codes + first * padded : nullptr,
+                   .scales = scales + first * n_groups,
+                   .corrections = corrections + first * n_groups,
+                   .width = std::min(kernels_.tile_tokens, n - first),
+                   .token = t - first};
+  };
   std::atomic<bool> finite{true};
-  pool_.parallel_for(n, kRowGrain, [&](int64_t begin, int64_t end, int) {
+  // Whole tiles: two threads do not write to one cache line.
+  const int64_t grain = n > kernels_.tile_tokens ? kernels_.tile_tokens : kRowGrain;
+  pool_.parallel_for(n, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       const float* row = x + t * cols;
       if (norm != nullptr) {
@@ -77,8 +99,7 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
       }
       bool good = true;
       if (group_size != 0) {
-        good = kernels_.quantize_row(row, cols, group_size, codes + t * padded,
-                                     scales + t * n_groups, corrections + t * n_groups);
+        good = kernels_.quantize_row(row, cols, group_size, place(t));
       } else if (dense) {
         good = kernels_.all_finite(row, cols);
       }
@@ -90,14 +111,20 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
 
 void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   int64_t total = 0;
-  for (const MatmulArgs& job : jobs) total += job_bands(job);
+  bool quantized = false;
+  for (const MatmulArgs& job : jobs) {
+    total += job_bands(job);
+    quantized = quantized || is_quantized(*job.matrix);
+  }
+  const int64_t share = quantized ? matmul_scratch(jobs.front().input.n_tokens) : 0;
+  float* scratch = matmul_scratch_.reserve(share * pool_.n_threads());
   const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_threads()), 1, 8);
-  pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int) {
+  pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int thread) {
     int64_t first = 0;
     for (const MatmulArgs& job : jobs) {
       const int64_t last = first + job_bands(job);
       const int64_t from = std::max(begin, first), to = std::min(end, last);
-      if (from < to) kernels_.matmul(job, from - first, to - first);
+      if (from < to) kernels_.matmul(job, from - first, to - first, scratch + thread * share);
       first = last;
     }
   });

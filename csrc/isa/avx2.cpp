@@ -13,7 +13,11 @@ namespace {
 
 struct Avx2 {
   static constexpr const char* kName = "avx2";
-  static constexpr int kTileTokens = 4;
+  static constexpr int kDenseTokens = 4;
+  static constexpr int kStreamTokens = 4;
+  static constexpr int kPanelTokens = 6;
+  static constexpr int kPanelBands = 1;  // 12 of the 16 registers are sums
+  static constexpr bool kWideCodes = true;
 
   struct F {
     __m256 low, high;
@@ -264,15 +268,159 @@ struct Avx2 {
     acc.low = _mm256_add_epi32(acc.low, products(line.low));
     acc.high = _mm256_add_epi32(acc.high, products(line.high));
   }
-  static void dot(Dot& acc, const Line& low, const Line& high, const int8_t* x) {
+  static void dot(Dot& acc, const Line& low, const Line& high, const int8_t* x,
+                  const int8_t* next) {
     dot(acc, low, x);
-    dot(acc, high, x + 4);
+    dot(acc, high, next);
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   // Into L2 alone: a line on its way to L1 holds one of the few buffers that loads wait in.
   static void prefetch_far(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
   }
+
+  // A 64-byte load of a panel line, and the sums of 16 rows.
+  using Pair = Line;
+  static Pair load_pair(const uint8_t* p) {
+    return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_load_si256(reinterpret_cast<const __m256i*>(p + 32))};
+  }
+  static void store_pair(uint8_t* p, Pair x) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(p), x.low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), x.high);
+  }
+  static __m256i four_bytes(const void* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+  }
+
+  // Any weights: int16 x int16, two products per lane and instruction, no sign to move.
+  struct Panel {
+    static constexpr int64_t kColumns = 2, kUnitCodes = 2, kRunLines = 0;
+    using Code = int16_t;
+    using Weights = Pair;
+    using Unit = __m256i;
+    using Dot = I;
+
+    static Grid grid(const MatrixView& w) { return load_grid(w.grid); }
+    static const Code* codes(const ActivationView& x) { return x.wide_codes; }
+    // Columns 0 and 2 of each quad, then 1 and 3.
+    static uint8_t* store(const Line& line, uint8_t* out, int64_t stride) {
+      const auto even = [](__m256i x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); };
+      const auto odd = [](__m256i x) { return _mm256_srai_epi16(x, 8); };
+      store_pair(out, {even(line.low), even(line.high)});
+      store_pair(out + stride, {odd(line.low), odd(line.high)});
+      return out + 2 * stride;
+    }
+    static Weights load(const uint8_t* p) { return load_pair(p); }
+    static Unit broadcast(const Code* p) { return four_bytes(p); }
+    static Dot start(int32_t) { return zero_int(); }
+    // Assembly, or the compiler starts all products before it adds the first and runs out of
+    // registers.
+    static void add_products(__m256i& sum, __m256i w, __m256i a) {
+      __m256i products;
+      __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0"
+              : "+x"(sum), "=&x"(products)
+              : "x"(w), "x"(a));
+    }
+    static void multiply(Dot& dot, Weights w, Unit a) {
+      add_products(dot.low, w.low, a);
+      add_products(dot.high, w.high, a);
+    }
+    static I finish(Dot dot) { return dot; }
+  };
+
+  // The uniform grid: value + 8 is in [0, 15], so that eight products of two fit into int16.
+  struct UniformPanel {
+    static constexpr int64_t kColumns = 4, kUnitCodes = 4, kRunLines = 8;
+    using Code = int8_t;
+    using Weights = Pair;
+    using Unit = __m256i;
+    using Dot = I;
+    using Run = I;  // of int16
+
+    static Grid grid(const MatrixView&) {
+      alignas(16) static constexpr int8_t kCodes[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                        8, 9, 10, 11, 12, 13, 14, 15};
+      return load_grid(kCodes);
+    }
+    static const Code* codes(const ActivationView& x) { return x.codes; }
+    static uint8_t* store(const Line& line, uint8_t* out, int64_t stride) {
+      store_pair(out, line);
+      return out + stride;
+    }
+    static Weights load(const uint8_t* p) { return load_pair(p); }
+    static Unit broadcast(const Code* p) { return four_bytes(p); }
+    // From -128 * sum to -8 * sum.
+    static Dot start(int32_t correction) {
+      const __m256i sum = _mm256_set1_epi32(correction / 16);
+      return {sum, sum};
+    }
+    static void start_run(Run& run, Weights w, Unit a) {
+      run = {_mm256_maddubs_epi16(w.low, a), _mm256_maddubs_epi16(w.high, a)};
+    }
+    static void add_products(__m256i& sum, __m256i w, __m256i a) {
+      __m256i products;
+      __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+              : "+x"(sum), "=&x"(products)
+              : "x"(w), "x"(a));
+    }
+    static void multiply(Run& run, Weights w, Unit a) {
+      add_products(run.low, w.low, a);
+      add_products(run.high, w.high, a);
+    }
+    static void finish_run(Run run, Dot& dot) {
+      const __m256i ones = _mm256_set1_epi16(1);
+      dot.low = _mm256_add_epi32(dot.low, _mm256_madd_epi16(run.low, ones));
+      dot.high = _mm256_add_epi32(dot.high, _mm256_madd_epi16(run.high, ones));
+    }
+    static I finish(Dot dot) { return dot; }
+  };
+  template <class Action>
+  static void with_int4_panel(const MatrixView& w, Action action) {
+    bool uniform = true;
+    for (int i = 0; i < 16; ++i) uniform = uniform && w.grid[i] == i - 8;
+    if (uniform) {
+      action(UniformPanel());
+    } else {
+      action(Panel());
+    }
+  }
+
+  // Four instructions make 32 products of any int8, two ways: vpsignb, vpmaddubsw, vpmaddwd, vpaddd
+  // on bytes (idiom 0), or twice vpmaddwd, vpaddd on int16 (idiom 1). Sums in int16 would be
+  // cheaper and hold only products with a narrower operand, such as the uniform grid's.
+  struct Peak {
+    static constexpr int kIdioms = 2, kSums = 8;
+    template <int kIdiom>
+    static constexpr int kProducts = kIdiom == 0 ? 32 : 16;
+    using Sum = __m256i;
+    using Weights = __m256i;
+    struct Activations {
+      __m256i value, magnitude;
+    };
+    static Weights weights(const int8_t* p) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    }
+    static Activations activations(const int8_t* p) { return {four_bytes(p), four_bytes(p + 32)}; }
+    static void keep(__m256i& x) { __asm__ volatile("" : "+x"(x)); }
+    static void keep(Activations& a) {
+      keep(a.value);
+      keep(a.magnitude);
+    }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, const Activations& a) {
+      __m256i products;
+      if constexpr (kIdiom == 0) {
+        const __m256i pairs = _mm256_maddubs_epi16(a.magnitude, _mm256_sign_epi8(w, a.value));
+        products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+      } else {
+        products = _mm256_madd_epi16(w, a.value);
+      }
+      sum = _mm256_add_epi32(sum, products);
+    }
+  };
 };
 
 }  // namespace

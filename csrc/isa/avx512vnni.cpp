@@ -15,15 +15,21 @@ namespace {
 
 struct Avx512Vnni {
   static constexpr const char* kName = "avx512vnni";
-  static constexpr int kTileTokens = 8;
+  static constexpr int kDenseTokens = 8;
+  static constexpr int kStreamTokens = 8;
+  static constexpr int kPanelTokens = 12;
+  static constexpr int kPanelBands = 2;  // 24 of the 32 registers are sums
+  static constexpr bool kWideCodes = false;
 
   using F = __m512;
   using I = __m512i;
   using Line = __m512i;  // value + 128, unsigned
   using Grid = __m512i;
   // Two sums, so that a single token's chain of products is half as long.
+  // Not __m512i: as long as the type says 32-bit lanes, GCC 12 keeps each sum in one register.
+  using Lanes32 = int32_t __attribute__((vector_size(64)));
   struct Dot {
-    __m512i even, odd;
+    Lanes32 even, odd;
   };
 
   using Part = __m512;
@@ -195,27 +201,69 @@ struct Avx512Vnni {
     low = _mm512_shuffle_epi8(grid, _mm512_and_si512(packed, mask));
     high = _mm512_shuffle_epi8(grid, _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask));
   }
-  static Dot start_dot(int32_t correction) {
-    return {_mm512_set1_epi32(correction), _mm512_setzero_si512()};
+  static Dot start_dot(int32_t correction) { return {Lanes32{} + correction, Lanes32{}}; }
+  static I finish_dot(Dot dot) { return reinterpret_cast<__m512i>(dot.even + dot.odd); }
+  static Lanes32 add_products(Lanes32 sum, __m512i w, __m512i a) {
+    return reinterpret_cast<Lanes32>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), w, a));
   }
-  static I finish_dot(Dot dot) { return _mm512_add_epi32(dot.even, dot.odd); }
   static __m512i four_codes(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, 4);
     return _mm512_set1_epi32(four);
   }
   static void dot(Dot& acc, Line line, const int8_t* x) {
-    acc.even = _mm512_dpbusd_epi32(acc.even, line, four_codes(x));
+    acc.even = add_products(acc.even, line, four_codes(x));
   }
-  static void dot(Dot& acc, Line low, Line high, const int8_t* x) {
-    acc.even = _mm512_dpbusd_epi32(acc.even, low, four_codes(x));
-    acc.odd = _mm512_dpbusd_epi32(acc.odd, high, four_codes(x + 4));
+  static void dot(Dot& acc, Line low, Line high, const int8_t* x, const int8_t* next) {
+    acc.even = add_products(acc.even, low, four_codes(x));
+    acc.odd = add_products(acc.odd, high, four_codes(next));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   // Into L2 alone: a line on its way to L1 holds one of the few buffers that loads wait in.
   static void prefetch_far(const void* p) {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
   }
+
+  struct Panel {
+    static constexpr int64_t kColumns = 4, kUnitCodes = 4, kRunLines = 0;
+    using Code = int8_t;
+    using Weights = __m512i;
+    using Unit = __m512i;
+    using Dot = Lanes32;
+
+    static Grid grid(const MatrixView& w) { return load_grid(w.grid); }
+    static const Code* codes(const ActivationView& x) { return x.codes; }
+    static uint8_t* store(Line line, uint8_t* out, int64_t stride) {
+      _mm512_store_si512(out, line);
+      return out + stride;
+    }
+    static Weights load(const uint8_t* p) { return _mm512_load_si512(p); }
+    static Unit broadcast(const Code* p) { return four_codes(p); }
+    static Dot start(int32_t correction) { return Dot{} + correction; }
+    static void multiply(Dot& dot, Weights w, Unit a) { dot = add_products(dot, w, a); }
+    static I finish(Dot dot) { return reinterpret_cast<__m512i>(dot); }
+  };
+  template <class Action>
+  static void with_int4_panel(const MatrixView&, Action action) {
+    action(Panel());
+  }
+
+  // One vpdpbusd is 64 products, its activations a broadcast memory operand.
+  struct Peak {
+    static constexpr int kIdioms = 1, kSums = 24;
+    template <int kIdiom>
+    static constexpr int kProducts = 64;
+    using Sum = __m512i;
+    using Weights = __m512i;
+    using Activations = __m512i;
+    static Weights weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+    static Activations activations(const int8_t* p) { return four_codes(p); }
+    static void keep(__m512i& x) { __asm__ volatile("" : "+v"(x)); }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, Activations a) {
+      sum = _mm512_dpbusd_epi32(sum, w, a);
+    }
+  };
 };
 
 }  // namespace

@@ -12,7 +12,11 @@ namespace {
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
-  static constexpr int kTileTokens = 4;
+  static constexpr int kDenseTokens = 4;
+  static constexpr int kStreamTokens = 2;
+  static constexpr int kPanelTokens = 4;
+  static constexpr int kPanelBands = 1;
+  static constexpr bool kWideCodes = false;
 
   struct F {
     float lane[16];
@@ -248,12 +252,54 @@ struct Scalar {
       for (int i = 0; i < 4; ++i) acc.lane[r] += line.value[4 * r + i] * x[i];
     }
   }
-  static void dot(Dot& acc, const Line& low, const Line& high, const int8_t* x) {
+  static void dot(Dot& acc, const Line& low, const Line& high, const int8_t* x,
+                  const int8_t* next) {
     dot(acc, low, x);
-    dot(acc, high, x + 4);
+    dot(acc, high, next);
   }
   static void prefetch(const void*) {}
   static void prefetch_far(const void*) {}
+
+  struct Panel {
+    static constexpr int64_t kColumns = 4, kUnitCodes = 4, kRunLines = 0;
+    using Code = int8_t;
+    using Weights = Line;
+    using Unit = const int8_t*;
+    using Dot = I;
+
+    static Grid grid(const MatrixView& w) { return w.grid; }
+    static const Code* codes(const ActivationView& x) { return x.codes; }
+    static uint8_t* store(const Line& line, uint8_t* out, int64_t stride) {
+      __builtin_memcpy(out, line.value, 64);
+      return out + stride;
+    }
+    static Weights load(const uint8_t* p) { return int8_line(p); }
+    static Unit broadcast(const Code* p) { return p; }
+    static Dot start(int32_t) { return zero_int(); }
+    static void multiply(Dot& dot, const Weights& w, Unit a) { Scalar::dot(dot, w, a); }
+    static const I& finish(const Dot& dot) { return dot; }
+  };
+  template <class Action>
+  static void with_int4_panel(const MatrixView&, Action action) {
+    action(Panel());
+  }
+
+  // One product at a time.
+  struct Peak {
+    static constexpr int kIdioms = 1, kSums = 8;
+    template <int kIdiom>
+    static constexpr int kProducts = 1;
+    using Sum = int32_t;
+    using Weights = int32_t;
+    using Activations = int32_t;
+    static Weights weights(const int8_t* p) { return *p; }
+    static Activations activations(const int8_t* p) { return *p; }
+    static void keep(int32_t& x) { __asm__ volatile("" : "+r"(x)); }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, Activations a) {
+      sum += w * a;
+    }
+  };
 };
 
 }  // namespace

@@ -82,8 +82,8 @@ NATIVE = (
     fault(
         "mul and add in place of fma",
         "csrc/kernels/matmul.h",
-        "acc[t] = V::fma(V::to_float(V::finish_dot(dot[t])), scale, acc[t]);",
-        "acc[t] = V::add(V::mul(V::to_float(V::finish_dot(dot[t])), scale), acc[t]);",
+        "acc[t] = V::fma(V::to_float(V::finish_dot(dots[t])), scale, acc[t]);",
+        "acc[t] = V::add(V::mul(V::to_float(V::finish_dot(dots[t])), scale), acc[t]);",
         f"{MATMUL}::test_contract",
     ),
     Mutant(
@@ -92,12 +92,12 @@ NATIVE = (
             Edit(
                 "csrc/kernels/matmul.h",
                 "const typename V::F value = Dense::load(p);",
-                "const typename V::F value = Dense::load(p + (w.cols - 1 - 2 * k) * kBandRows);",
+                "const typename V::F value = Dense::load(p + (cols - 1 - 2 * k) * kBandRows);",
             ),
             Edit(
                 "csrc/kernels/matmul.h",
-                "V::broadcast(row[t * w.cols + k])",
-                "V::broadcast(row[t * w.cols + w.cols - 1 - k])",
+                "V::broadcast(row[t * cols + k])",
+                "V::broadcast(row[t * cols + cols - 1 - k])",
             ),
         ),
         (f"{MATMUL}::test_contract",),
@@ -112,16 +112,45 @@ NATIVE = (
     fault(
         "w1 and w3 swapped",
         "csrc/kernels/matmul.h",
-        "swiglu_lanes<V>(acc[t], up[t])",
-        "swiglu_lanes<V>(up[t], acc[t])",
+        "swiglu_lanes<V>(acc, up)",
+        "swiglu_lanes<V>(up, acc)",
         f"{CONTRACT}::test_short_prompt",
     ),
     fault(
         "residual forgotten",
         "csrc/kernels/matmul.h",
-        "acc[t] = V::add(V::load_partial(out, present), acc[t]);",
+        "acc = V::add(V::load_partial(y, present), acc);",
         "{}",
         f"{CONTRACT}::test_short_prompt",
+    ),
+    # --- csrc/kernels/matmul_panel.h
+    fault(
+        "panels: neighbour's scale",
+        "csrc/kernels/matmul_panel.h",
+        "x.scales += kTokens;",
+        "x.scales += g > 0 ? kTokens : 0;",
+        f"{MATMUL}::test_every_width_of_a_tile",
+    ),
+    fault(
+        "panels: mul and add in place of fma",
+        "csrc/kernels/matmul_panel.h",
+        "V::store(sum, V::fma(dot, V::mul(w_scale[b], a_scale), V::load(sum)));",
+        "V::store(sum, V::add(V::mul(dot, V::mul(w_scale[b], a_scale)), V::load(sum)));",
+        f"{MATMUL}::test_every_width_of_a_tile",
+    ),
+    fault(
+        "panels: the second one starts anew",
+        "csrc/kernels/matmul_panel.h",
+        "const int64_t skipped = t * w_.n_groups + g * width;",
+        "const int64_t skipped = t * w_.n_groups;",
+        f"{MATMUL}::test_several_panels",
+    ),
+    fault(
+        "panels: the last tile keeps the full width",
+        "csrc/kernels/matmul_panel.h",
+        "const int64_t width = t1_ - t < V::kPanelTokens ? t1_ - t : V::kPanelTokens;",
+        "const int64_t width = t1_ - t + 1 < V::kPanelTokens ? t1_ - t + 1 : V::kPanelTokens;",
+        f"{MATMUL}::test_every_width_of_a_tile",
     ),
     # --- csrc/kernels/rows.h
     fault(
@@ -216,10 +245,18 @@ NATIVE = (
     fault(
         "no -128 correction",
         "csrc/isa/avx512vnni.cpp",
-        "return {_mm512_set1_epi32(correction), _mm512_setzero_si512()};",
-        "return {_mm512_set1_epi32(0 * correction), _mm512_setzero_si512()};",
+        "return {Lanes32{} + correction, Lanes32{}};",
+        "return {Lanes32{} + 0 * correction, Lanes32{}};",
         f"{MATMUL}::test_contract",
         isa="avx512vnni",
+    ),
+    fault(
+        "uniform grid: 16-bit sums over too many columns",
+        "csrc/isa/avx2.cpp",
+        "kUnitCodes = 4, kRunLines = 8;",
+        "kUnitCodes = 4, kRunLines = 16;",
+        f"{MATMUL}::test_extreme_integers_are_exact",
+        isa="avx2",
     ),
     # --- csrc/model, csrc/backend
     fault(

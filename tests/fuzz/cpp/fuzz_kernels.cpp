@@ -60,8 +60,13 @@ void fuzz_rows(Input& input) {
               false,
               false,
               0.0f};
-    r.row_finite = table.quantize_row(x.data(), n, group_size, r.codes.data(), r.scales.data(),
-                                      r.corrections.data());
+    r.row_finite = table.quantize_row(x.data(), n, group_size,
+                                      {.codes = r.codes.data(),
+                                       .wide_codes = nullptr,
+                                       .scales = r.scales.data(),
+                                       .corrections = r.corrections.data(),
+                                       .width = 1,
+                                       .token = 0});
     table.rms_norm(x.data(), w.data(), n, eps, r.norm.data());
     table.swiglu(x.data(), w.data(), n, r.swiglu.data());
     table.exp(x.data(), n, r.exp.data());

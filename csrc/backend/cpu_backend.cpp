@@ -92,7 +92,7 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
 void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   int64_t total = 0;
   for (const MatmulArgs& job : jobs) total += job_bands(job);
-  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_threads()), 1, 8);
+  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_running()), 1, 8);
   pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int) {
     int64_t first = 0;
     for (const MatmulArgs& job : jobs) {

@@ -10,23 +10,10 @@
 #include "backend/cpu_features.h"
 #include "base/check.h"
 #include "base/float_env.h"
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
+#include "base/forks.h"
 
 namespace llama2q {
 namespace {
-
-std::atomic<uint64_t> fork_generation{0};
-
-void count_forks() {
-#if defined(__unix__) || defined(__APPLE__)
-  static std::once_flag once;
-  std::call_once(once,
-                 [] { pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); }); });
-#endif
-}
 
 void pause() {
 #if defined(__x86_64__)
@@ -139,12 +126,11 @@ ThreadPool::ThreadPool(int n_threads)
     : n_threads_(n_threads), n_running_(std::min(n_threads, usable_cpus())) {
   require(n_threads >= 1 && n_threads <= 1024,
           "n_threads is " + std::to_string(n_threads) + "; expected 1 to 1024");
-  count_forks();
   start();
 }
 
 void ThreadPool::start() {
-  fork_generation_ = fork_generation.load();
+  fork_count_ = fork_count();
   workers_ = std::make_unique<Workers>();
   for (int thread = 1; thread < n_threads_; ++thread) {
     workers_->threads.emplace_back([workers = workers_.get(), thread, runs = thread < n_running_] {
@@ -154,7 +140,7 @@ void ThreadPool::start() {
 }
 
 ThreadPool::~ThreadPool() {
-  if (fork_generation_ != fork_generation.load()) {
+  if (fork_count_ != fork_count()) {
     workers_.release();  // the parent's threads do not exist here and cannot be joined
     return;
   }
@@ -167,7 +153,7 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(int64_t n, int64_t grain, Body body, void* context) {
   if (n <= 0) return;
-  if (fork_generation_ != fork_generation.load(std::memory_order_relaxed)) {
+  if (fork_count_ != fork_count()) {
     workers_.release();
     start();
   }

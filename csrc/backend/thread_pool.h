@@ -41,7 +41,7 @@ class ThreadPool {
 
   int n_threads_;
   int n_running_;
-  uint64_t fork_generation_;
+  uint64_t fork_count_;
   std::unique_ptr<Workers> workers_;
 };
 

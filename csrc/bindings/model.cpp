@@ -119,25 +119,30 @@ class PyModel {
     });
   }
 
-  void read_ahead(int file, const py::array& map,
+  // Only a read-only map: its pages may be dropped, as what they hold can be read again.
+  void read_ahead(int file, const py::object& map,
                   const std::vector<std::tuple<int64_t, int64_t, bool>>& layers,
                   int64_t window_bytes) {
-    check_array(map, "map", "uint8", {kAny});
+    require(py::isinstance(map, py::module_::import("mmap").attr("mmap")),
+            std::string("read_ahead: map is a ") + Py_TYPE(map.ptr())->tp_name +
+                "; expected an mmap.mmap");
+    const py::buffer_info bytes_of_map = py::reinterpret_borrow<py::buffer>(map).request();
+    require(bytes_of_map.readonly, "read_ahead: map is writable; expected access=ACCESS_READ");
+    const int64_t size = bytes_of_map.size;
     require(static_cast<int64_t>(layers.size()) == forward_->config().n_layers,
             "read_ahead: " + to_string(layers.size()) + " layers; the model has " +
                 to_string(forward_->config().n_layers));
     std::vector<LayerBytes> bytes;
     for (const auto& [begin, end, streamed] : layers) {
-      require(0 <= begin && begin < end && end <= map.size(),
+      require(0 <= begin && begin < end && end <= size,
               "read_ahead: a layer at bytes " + to_string(begin) + " to " + to_string(end) +
-                  "; the map has " + to_string(map.size()));
+                  "; the map has " + to_string(size));
       bytes.push_back({begin, end, streamed});
     }
     require(window_bytes >= 0, "read_ahead: window_bytes is " + to_string(window_bytes));
     kept_.append(map);
     auto reader = std::make_unique<ReadAhead>(
-        file, reinterpret_cast<const std::byte*>(data_of<uint8_t>(map)), std::move(bytes),
-        window_bytes);
+        file, static_cast<const std::byte*>(bytes_of_map.ptr), std::move(bytes), window_bytes);
     locked([&] { forward_->set_read_ahead(std::move(reader)); });
   }
 
@@ -348,9 +353,9 @@ void bind_model(py::module_& m) {
       .def("read_ahead", &PyModel::read_ahead, arg("file"), arg("map"), arg("layers"),
            arg("window_bytes"),
            "From now on, steps read the weights of layers ahead of their use (Linux). file: a "
-           "descriptor of the mapped file, duplicated; map: all its bytes, uint8 (n,); layers: for "
-           "each its first byte, the byte after its last, and whether it is dropped after use; "
-           "window_bytes: how much of these may be in memory at once.")
+           "descriptor of the mapped file, duplicated; map: the read-only map that the weights lie "
+           "in; layers: for each its first byte, the byte after its last, and whether it is "
+           "dropped after use; window_bytes: how much of these may be in memory at once.")
       .def("embed", &PyModel::embed, arg("token_ids"), "int32 (n,) -> float32 (n, dim).")
       .def("qkv", &PyModel::qkv, arg("layer"), arg("x"), arg("positions"), arg("sequence_of_token"),
            arg("block_tables"),

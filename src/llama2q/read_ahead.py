@@ -9,6 +9,7 @@ from llama2q.format.reader import L2qFile
 
 _WINDOW_LAYERS = 2
 """Streamed layers in memory at once: one is computed with while the next one is read."""
+_CACHE_CAN_BE_STEERED = sys.platform == "linux"
 _SHARE_LEFT = 1 / 32
 """How much of the room for weights is left to page tables and what else is not counted."""
 
@@ -52,7 +53,7 @@ def read_ahead_for(file: L2qFile, room: int) -> ReadAhead | None:
     ReadAhead or None
         None where all weights fit, or where the system offers no control of its cache.
     """
-    if file.file_bytes <= room or sys.platform != "linux":
+    if file.file_bytes <= room or not _CACHE_CAN_BE_STEERED:
         return None
     sizes = [end - begin for begin, end in layer_ranges(file)]
     n_layers, largest = len(sizes), max(sizes)

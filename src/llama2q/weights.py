@@ -64,7 +64,7 @@ def build_model(
         with file.path.open("rb") as descriptor:
             model.read_ahead(
                 descriptor.fileno(),
-                file.bytes(),
+                file.map,
                 [
                     (begin, end, i in read_ahead.streamed)
                     for i, (begin, end) in enumerate(layer_ranges(file))

@@ -164,11 +164,14 @@ class L2qFile:
         """Return a read-only view of a tensor or pad by its place."""
         dtype = NUMPY_DTYPES[info.dtype]
         count = info.nbytes // dtype.itemsize
-        return np.frombuffer(self._open_map(), dtype, count, info.offset).reshape(info.shape)
+        return np.frombuffer(self.map, dtype, count, info.offset).reshape(info.shape)
 
-    def bytes(self) -> NDArray[np.uint8]:
-        """Return a read-only view of the whole file, (file_bytes,)."""
-        return np.frombuffer(self._open_map(), np.uint8)
+    @property
+    def map(self) -> mmap.mmap:
+        """The read-only map of the whole file."""
+        if self._map is None:
+            raise ClosedError(f"{self.path.name} is closed")
+        return self._map
 
     def check_size(self) -> None:
         """Refuse to go on with a file that has changed its size; takes a microsecond.
@@ -180,17 +183,12 @@ class L2qFile:
         TruncatedFileError
             The file is not as long as it was when it was opened.
         """
-        size = self._open_map().size()
+        size = self.map.size()
         if size != self.file_bytes:
             raise TruncatedFileError(
                 f"{self.path.name} has {size} bytes now, {self.file_bytes} when it was opened: "
                 "something wrote to it while it was in use; copy or convert it again"
             )
-
-    def _open_map(self) -> mmap.mmap:
-        if self._map is None:
-            raise ClosedError(f"{self.path.name} is closed")
-        return self._map
 
     def verify(self, progress: Callable[[int, int, str], None] | None = None) -> None:
         """Read all data and check hashes, code ranges, scales and padding.

@@ -95,7 +95,7 @@ def test_layers_are_chosen(model: Path) -> None:
 
 
 def test_other_systems_page_by_themselves(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llama2q.read_ahead._CACHE_CAN_BE_STEERED", False)
+    monkeypatch.setattr("llama2q.read_ahead.CACHE_CAN_BE_STEERED", False)
     with L2qFile(model) as file:
         assert read_ahead_for(file, file.file_bytes // 2) is None
     plan = llama2q.plan(model, memory=plan_memory(model))

@@ -20,6 +20,7 @@ _SUBJECTS = {
         "tests/engine/test_concurrent_steps.py",
         "tests/engine/test_bitwise.py",
         "tests/engine/test_step_checks.py",
+        "tests/test_read_ahead.py",
         "tests/kernels/test_matmul.py",
         "tests/quant/test_core_quantizers.py",
     ),

@@ -141,8 +141,8 @@ class PyModel {
     }
     require(window_bytes >= 0, "read_ahead: window_bytes is " + to_string(window_bytes));
     kept_.append(map);
-    auto reader = std::make_unique<ReadAhead>(
-        file, static_cast<const std::byte*>(bytes_of_map.ptr), std::move(bytes), window_bytes);
+    auto reader = std::make_unique<ReadAhead>(file, static_cast<const std::byte*>(bytes_of_map.ptr),
+                                              std::move(bytes), window_bytes);
     locked([&] { forward_->set_read_ahead(std::move(reader)); });
   }
 

@@ -13,6 +13,7 @@
 #if defined(__linux__)
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #endif
 
@@ -24,6 +25,7 @@ namespace {
 constexpr int64_t kRequestBytes = int64_t{512} * 1024;
 // Requested while the one before is waited for.
 constexpr int64_t kBlockBytes = int64_t{8} * 1024 * 1024;
+constexpr int64_t kSampleBytes = int64_t{1024} * 1024;
 #if !defined(MADV_POPULATE_READ)
 #define MADV_POPULATE_READ 22
 #endif
@@ -39,8 +41,10 @@ class Pages {
   Pages(const Pages&) = delete;
   Pages& operator=(const Pages&) = delete;
 
-  // Returns when the bytes are in memory and mapped, or `stop` is set.
+  // Returns when the bytes are in memory and mapped, or `stop` is set. Bytes that are in memory
+  // already are left to be mapped by those who read them.
   void load(int64_t begin, int64_t end, const std::atomic<bool>& stop) const noexcept {
+    if (are_cached(begin, end)) return;
     begin = begin / page_ * page_;
     end = (end + page_ - 1) / page_ * page_;
     request(begin, std::min(begin + kBlockBytes, end));
@@ -61,6 +65,16 @@ class Pages {
   }
 
  private:
+  // Looks at a byte here and there; mincore would say nothing about a file of another user's.
+  bool are_cached(int64_t begin, int64_t end) const noexcept {
+    for (int64_t at = begin; at < end; at += kSampleBytes) {
+      char byte = 0;
+      const iovec target{&byte, 1};
+      if (::preadv2(file_, &target, 1, at, RWF_NOWAIT) != 1) return false;
+    }
+    return true;
+  }
+
   void request(int64_t begin, int64_t end) const noexcept {
     for (; begin < end; begin += kRequestBytes) {
       ::posix_fadvise(file_, begin, std::min(kRequestBytes, end - begin), POSIX_FADV_WILLNEED);
@@ -88,11 +102,12 @@ struct ReadAhead::Reader {
   Pages pages;
   const std::vector<LayerBytes> layers;
   const int64_t window_bytes;
+  const bool once = is_once();
   std::mutex mutex;
   std::condition_variable to_reader, to_caller;
-  int64_t used = 0;    // layers before this one have been released
-  int64_t loaded = 0;  // layers before this one have been loaded
-  int64_t window = 0;  // bytes of streamed layers in memory, that being loaded among them
+  int64_t used = 0;     // layers before this one have been released
+  int64_t loaded = 0;   // layers before this one have been loaded
+  int64_t window = 0;   // bytes of streamed layers in memory, that being loaded among them
   bool wanted = false;  // whether there has been a step at all
   bool loading = false;
   std::atomic<bool> stop{false};
@@ -109,14 +124,21 @@ struct ReadAhead::Reader {
     return layer(number).streamed ? layer(number).end - layer(number).begin : 0;
   }
 
+  // Without a streamed layer there is one pass only, begun at once: page by page, a cold file would
+  // be read slowly and a warm one mapped slowly.
+  bool is_once() const {
+    return std::ranges::none_of(layers, [](const LayerBytes& bytes) { return bytes.streamed; });
+  }
+
   bool may_load() const {
+    if (once) return true;
     if (!wanted || loaded >= used + n_layers()) return false;
     return loaded == used || window + window_bytes_of(loaded) <= window_bytes;
   }
 
   void loop() {
     std::unique_lock lock(mutex);
-    for (;;) {
+    while (!once || loaded < n_layers()) {
       to_reader.wait(lock, [&] { return stop.load() || may_load(); });
       if (stop.load()) return;
       window += window_bytes_of(loaded);
@@ -178,6 +200,10 @@ void ReadAhead::acquire(int64_t layer, const std::function<void()>& interrupt) {
   if (fork_count_ != fork_count()) return;
   Reader& r = *reader_;
   std::unique_lock lock(r.mutex);
+  if (r.once) {
+    while (r.loaded <= layer) r.wait(lock, interrupt);
+    return;
+  }
   if (r.used % r.n_layers() != layer) r.restart(lock, interrupt);
   r.wanted = true;
   r.to_reader.notify_one();
@@ -187,6 +213,7 @@ void ReadAhead::acquire(int64_t layer, const std::function<void()>& interrupt) {
 void ReadAhead::release(int64_t layer) {
   if (fork_count_ != fork_count()) return;
   Reader& r = *reader_;
+  if (r.once) return;
   if (r.layer(layer).streamed) r.pages.drop(r.layer(layer).begin, r.layer(layer).end);
   {
     const std::lock_guard lock(r.mutex);

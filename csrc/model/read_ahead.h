@@ -1,4 +1,4 @@
-// Reads the weights of layers from the disk ahead of their use, for models larger than memory.
+// Reads the weights of layers from the disk ahead of their use.
 #pragma once
 
 #include <condition_variable>
@@ -21,7 +21,8 @@ struct LayerBytes {
 // Cyclic access defeats an LRU cache: with room for all layers but one, it would read all of them
 // again in every pass. So most layers stay, and those marked as streamed are dropped right after
 // use and read again before the next one, by a thread of its own that stops when `window_bytes` of
-// them are in memory. All of it are hints to the page cache: what a layer reads is the map.
+// them are in memory. Where none is streamed, all are read once, from the beginning on. All of it
+// are hints to the page cache: what a layer reads is the map.
 class ReadAhead {
  public:
   // file: a descriptor of the mapped file, duplicated here; map: its first byte in memory.

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from llama2q.format.reader import L2qFile
 
+CACHE_CAN_BE_STEERED = sys.platform == "linux"
+"""Whether the core can read ahead, and drop what it has read."""
 _WINDOW_LAYERS = 2
 """Streamed layers in memory at once: one is computed with while the next one is read."""
-_CACHE_CAN_BE_STEERED = sys.platform == "linux"
 _SHARE_LEFT = 1 / 32
 """How much of the room for weights is left to page tables and what else is not counted."""
 
@@ -53,25 +54,19 @@ def read_ahead_for(file: L2qFile, room: int) -> ReadAhead | None:
     ReadAhead or None
         None where all weights fit, or where the system offers no control of its cache.
     """
-    if file.file_bytes <= room or not _CACHE_CAN_BE_STEERED:
+    if file.file_bytes <= room or not CACHE_CAN_BE_STEERED:
         return None
     sizes = [end - begin for begin, end in layer_ranges(file)]
     n_layers, largest = len(sizes), max(sizes)
     left = room - int(room * _SHARE_LEFT) - (file.file_bytes - sum(sizes))
     n_streamed = next(
-        (
-            n
-            for n in range(n_layers)
-            if (n_layers - n + min(n, _WINDOW_LAYERS)) * largest <= left
-        ),
+        (n for n in range(n_layers) if (n_layers - n + min(n, _WINDOW_LAYERS)) * largest <= left),
         n_layers,
     )
     if n_streamed == 0:
         return None
     streamed = tuple(
-        i
-        for i in range(n_layers)
-        if (i + 1) * n_streamed // n_layers > i * n_streamed // n_layers
+        i for i in range(n_layers) if (i + 1) * n_streamed // n_layers > i * n_streamed // n_layers
     )
     return ReadAhead(
         n_layers=n_layers,

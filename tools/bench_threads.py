@@ -22,7 +22,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import llama2q
 import synthetic_l2q
 from llama2q.config import ModelConfig
 from llama2q.engine import Engine, Span
@@ -93,7 +92,8 @@ def measure(path: Path, rounds: int, steps: int) -> None:
                     rates[setting].append(decode(engines[setting.n_threads], steps))
         idle = idle_seconds()
     base = statistics.median(rates[alone])
-    print(f"{path.stat().st_size / 1e9:.2f} GB, {cores} cores, {engine_note()}")
+    note = f"load average {os.getloadavg()[0]:.1f}"
+    print(f"{path.stat().st_size / 1e9:.2f} GB, {cores} cores, {note}")
     print(f"{'decoding':<32}{'tok/s':>8}{'share':>8}{'worst':>8}")
     for setting in settings:
         shares = [mine / first for mine, first in zip(rates[setting], rates[alone], strict=True)]
@@ -102,11 +102,6 @@ def measure(path: Path, rounds: int, steps: int) -> None:
             f"{statistics.median(shares):>8.1%}{min(rates[setting]) / base:>8.1%}"
         )
     print(f"CPU time in a second at rest: {idle * 1e3:.2f} ms")
-
-
-def engine_note() -> str:
-    """Name what the figures depend on."""
-    return f"llama2q {llama2q.__version__}, load average {os.getloadavg()[0]:.1f}"
 
 
 def decode(engine: Engine, steps: int) -> float:

@@ -126,9 +126,9 @@ class PyModel {
     require(py::isinstance(map, py::module_::import("mmap").attr("mmap")),
             std::string("read_ahead: map is a ") + Py_TYPE(map.ptr())->tp_name +
                 "; expected an mmap.mmap");
-    const py::buffer_info bytes_of_map = py::reinterpret_borrow<py::buffer>(map).request();
-    require(bytes_of_map.readonly, "read_ahead: map is writable; expected access=ACCESS_READ");
-    const int64_t size = bytes_of_map.size;
+    const py::buffer_info info = py::reinterpret_borrow<py::buffer>(map).request();
+    require(info.readonly, "read_ahead: map is writable; expected access=ACCESS_READ");
+    const int64_t size = info.size;
     require(static_cast<int64_t>(layers.size()) == forward_->config().n_layers,
             "read_ahead: " + to_string(layers.size()) + " layers; the model has " +
                 to_string(forward_->config().n_layers));
@@ -141,8 +141,8 @@ class PyModel {
     }
     require(window_bytes >= 0, "read_ahead: window_bytes is " + to_string(window_bytes));
     kept_.append(map);
-    auto reader = std::make_unique<ReadAhead>(file, static_cast<const std::byte*>(bytes_of_map.ptr),
-                                              std::move(bytes), window_bytes);
+    const std::span file_bytes(static_cast<const std::byte*>(info.ptr), static_cast<size_t>(size));
+    auto reader = std::make_unique<ReadAhead>(file, file_bytes, std::move(bytes), window_bytes);
     locked([&] { forward_->set_read_ahead(std::move(reader)); });
   }
 

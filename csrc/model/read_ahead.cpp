@@ -33,9 +33,13 @@ constexpr int64_t kSampleBytes = int64_t{1024} * 1024;
 // Hints alone: a call that this kernel does not know changes nothing but speed.
 class Pages {
  public:
-  Pages(int file, const std::byte* map)
+  // Huge pages spare a quarter of a decoding step where page tables are nested (virtual machines).
+  // The page cache has them only if it is the map, so advised, that has the file read: a request
+  // for read-ahead would bring small ones.
+  Pages(int file, const std::byte* map, int64_t map_bytes)
       : file_(::dup(file)), map_(const_cast<std::byte*>(map)), page_(::sysconf(_SC_PAGESIZE)) {
     require(file_ >= 0, "read_ahead: " + std::to_string(file) + " is not an open file");
+    huge_ = ::madvise(map_, static_cast<size_t>(map_bytes), MADV_HUGEPAGE) == 0;
   }
   ~Pages() { ::close(file_); }
   Pages(const Pages&) = delete;
@@ -76,6 +80,7 @@ class Pages {
   }
 
   void request(int64_t begin, int64_t end) const noexcept {
+    if (huge_) return;
     for (; begin < end; begin += kRequestBytes) {
       ::posix_fadvise(file_, begin, std::min(kRequestBytes, end - begin), POSIX_FADV_WILLNEED);
     }
@@ -84,11 +89,12 @@ class Pages {
   int file_;
   std::byte* map_;
   int64_t page_;
+  bool huge_;
 };
 #else
 class Pages {
  public:
-  Pages(int, const std::byte*) {}
+  Pages(int, const std::byte*, int64_t) {}
   void load(int64_t, int64_t, const std::atomic<bool>&) const noexcept {}
   void drop(int64_t, int64_t) const noexcept {}
 };
@@ -113,8 +119,11 @@ struct ReadAhead::Reader {
   std::atomic<bool> stop{false};
   std::thread thread;
 
-  Reader(int file, const std::byte* map, std::vector<LayerBytes> layer_bytes, int64_t window_size)
-      : pages(file, map), layers(std::move(layer_bytes)), window_bytes(window_size) {}
+  Reader(int file, std::span<const std::byte> map, std::vector<LayerBytes> layer_bytes,
+         int64_t window_size)
+      : pages(file, map.data(), std::ssize(map)),
+        layers(std::move(layer_bytes)),
+        window_bytes(window_size) {}
 
   int64_t n_layers() const { return static_cast<int64_t>(layers.size()); }
   const LayerBytes& layer(int64_t number) const {
@@ -176,7 +185,7 @@ struct ReadAhead::Reader {
   }
 };
 
-ReadAhead::ReadAhead(int file, const std::byte* map, std::vector<LayerBytes> layers,
+ReadAhead::ReadAhead(int file, std::span<const std::byte> map, std::vector<LayerBytes> layers,
                      int64_t window_bytes)
     : fork_count_(fork_count()),
       reader_(std::make_unique<Reader>(file, map, std::move(layers), window_bytes)) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 namespace llama2q {
@@ -25,8 +26,9 @@ struct LayerBytes {
 // are hints to the page cache: what a layer reads is the map.
 class ReadAhead {
  public:
-  // file: a descriptor of the mapped file, duplicated here; map: its first byte in memory.
-  ReadAhead(int file, const std::byte* map, std::vector<LayerBytes> layers, int64_t window_bytes);
+  // file: a descriptor of the mapped file, duplicated here; map: all of it.
+  ReadAhead(int file, std::span<const std::byte> map, std::vector<LayerBytes> layers,
+            int64_t window_bytes);
   ~ReadAhead();
   ReadAhead(const ReadAhead&) = delete;
   ReadAhead& operator=(const ReadAhead&) = delete;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cmath>
 
 #include "base/check.h"
 
@@ -26,21 +25,24 @@ CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
     : kernels_(kernels), pool_(n_threads) {}
 
 int64_t CpuBackend::work_bytes() const {
-  return normed_.bytes() + codes_.bytes() + scales_.bytes() + corrections_.bytes() + keys_.bytes() +
-         values_.bytes() + scratch_.bytes();
+  return normed_.bytes() + codes_.bytes() + wide_codes_.bytes() + scales_.bytes() +
+         corrections_.bytes() + keys_.bytes() + values_.bytes() + matmul_scratch_.bytes() +
+         attention_bytes();
 }
 
-int64_t CpuBackend::work_bytes(const WorkShape& shape, int n_threads) {
+int64_t CpuBackend::work_bytes(const KernelTable& kernels, const WorkShape& shape, int n_threads) {
   constexpr int64_t kFloat = sizeof(float);
   const int64_t widest = std::max(shape.dim, shape.hidden_dim);
   const int64_t n_groups =
       shape.group_size == 0 ? 0 : (widest + shape.group_size - 1) / shape.group_size;
   const int64_t normed = shape.dim * kFloat;
-  const int64_t codes = n_groups * shape.group_size;
+  const bool wide = kernels.wide_codes && shape.n_tokens > 1;
+  const int64_t codes = n_groups * shape.group_size * (wide ? 3 : 1);
   const int64_t scales_and_corrections = n_groups * (kFloat + int64_t{sizeof(int32_t)});
   const int64_t keys_and_values = 2 * shape.kv_dim * kFloat;
   return shape.n_tokens * (normed + codes + scales_and_corrections + keys_and_values) +
-         n_threads * attention_scratch(shape.heads_per_kv_head, shape.head_dim) * kFloat;
+         (shape.group_size == 0 ? 0 : n_threads * kFloat * matmul_scratch(shape.n_tokens)) +
+         attention_bytes(shape, n_threads);
 }
 
 bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
@@ -55,21 +57,40 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
       dense = true;
     }
   }
-  view = {.x = x, .codes = nullptr, .scales = nullptr, .corrections = nullptr, .n_tokens = n};
+  view = {.x = x,
+          .codes = nullptr,
+          .wide_codes = nullptr,
+          .scales = nullptr,
+          .corrections = nullptr,
+          .n_tokens = n};
   float* normed = norm != nullptr ? normed_.reserve(n * cols) : nullptr;
   if (norm != nullptr) view.x = normed;
   const int64_t n_groups = group_size == 0 ? 0 : (cols + group_size - 1) / group_size;
   const int64_t padded = n_groups * group_size;
+  const bool wide = kernels_.wide_codes && n > 1;
   int8_t* codes = codes_.reserve(n * padded);
+  int16_t* wide_codes = wide ? wide_codes_.reserve(n * padded) : nullptr;
   float* scales = scales_.reserve(n * n_groups);
   int32_t* corrections = corrections_.reserve(n * n_groups);
   if (group_size != 0) {
     view.codes = codes;
+    view.wide_codes = wide_codes;
     view.scales = scales;
     view.corrections = corrections;
   }
+  const auto place = [&](int64_t t) {
+    const int64_t first = t - t % kernels_.tile_tokens;
+    return TileRow{.codes = codes + first * padded,
+                   .wide_codes = wide ? wide_codes + first * padded : nullptr,
+                   .scales = scales + first * n_groups,
+                   .corrections = corrections + first * n_groups,
+                   .width = std::min(kernels_.tile_tokens, n - first),
+                   .token = t - first};
+  };
   std::atomic<bool> finite{true};
-  pool_.parallel_for(n, kRowGrain, [&](int64_t begin, int64_t end, int) {
+  // Whole tiles: two threads do not write to one cache line.
+  const int64_t grain = n > kernels_.tile_tokens ? kernels_.tile_tokens : kRowGrain;
+  pool_.parallel_for(n, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       const float* row = x + t * cols;
       if (norm != nullptr) {
@@ -78,8 +99,7 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
       }
       bool good = true;
       if (group_size != 0) {
-        good = kernels_.quantize_row(row, cols, group_size, codes + t * padded,
-                                     scales + t * n_groups, corrections + t * n_groups);
+        good = kernels_.quantize_row(row, cols, group_size, place(t));
       } else if (dense) {
         good = kernels_.all_finite(row, cols);
       }
@@ -91,14 +111,20 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
 
 void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   int64_t total = 0;
-  for (const MatmulArgs& job : jobs) total += job_bands(job);
+  bool quantized = false;
+  for (const MatmulArgs& job : jobs) {
+    total += job_bands(job);
+    quantized = quantized || is_quantized(*job.matrix);
+  }
+  const int64_t share = quantized ? matmul_scratch(jobs.front().input.n_tokens) : 0;
+  float* scratch = matmul_scratch_.reserve(share * pool_.n_threads());
   const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_running()), 1, 8);
-  pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int) {
+  pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int thread) {
     int64_t first = 0;
     for (const MatmulArgs& job : jobs) {
       const int64_t last = first + job_bands(job);
       const int64_t from = std::max(begin, first), to = std::min(end, last);
-      if (from < to) kernels_.matmul(job, from - first, to - first);
+      if (from < to) kernels_.matmul(job, from - first, to - first, scratch + thread * share);
       first = last;
     }
   });
@@ -106,30 +132,6 @@ void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
 
 void CpuBackend::embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) {
   for (int64_t t = 0; t < n; ++t) kernels_.embed(table, token_ids[t], x + t * table.cols);
-}
-
-bool CpuBackend::append(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
-                        const float* k, const float* v, float* q) {
-  const int64_t head_dim = cache.head_dim, half = head_dim / 2;
-  const AppendArgs args{.cache = cache,
-                        .k = k,
-                        .v = v,
-                        .positions = batch.positions,
-                        .sequence_of_token = batch.sequence_of_token,
-                        .block_tables = batch.block_tables,
-                        .max_blocks = batch.max_blocks};
-  float* keys = keys_.data();
-  std::atomic<bool> finite{true};
-  pool_.parallel_for(batch.n_tokens, kRowGrain, [&](int64_t begin, int64_t end, int) {
-    for (int64_t t = begin; t < end; ++t) {
-      const float* cos = batch.cos.data() + t * half;
-      const float* sin = batch.sin.data() + t * half;
-      kernels_.rope(q + t * n_heads * head_dim, cos, sin, n_heads, head_dim);
-      kernels_.rope(keys + t * cache.n_kv_heads * head_dim, cos, sin, cache.n_kv_heads, head_dim);
-      if (!kernels_.append(args, t)) finite.store(false, std::memory_order_relaxed);
-    }
-  });
-  return finite.load();
 }
 
 bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
@@ -147,30 +149,6 @@ bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
   const std::array jobs{job(layer.wq, q), job(layer.wk, k), job(layer.wv, v)};
   run_matmuls(jobs);
   return append(batch, cache, layer.wq.rows / cache.head_dim, k, v, q);
-}
-
-void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
-                        const float* q, float* attended) {
-  const AttentionArgs args{
-      .cache = cache,
-      .q = q,
-      .out = attended,
-      .positions = batch.positions,
-      .sequence_of_token = batch.sequence_of_token,
-      .block_tables = batch.block_tables,
-      .max_blocks = batch.max_blocks,
-      .n_heads = n_heads,
-      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(cache.head_dim)))};
-  const int64_t scratch = attention_scratch(n_heads / cache.n_kv_heads, cache.head_dim);
-  float* all = scratch_.reserve(scratch * pool_.n_threads());
-  const int64_t n = batch.n_tokens;
-  const int64_t grain = n >= 16 * pool_.n_threads() ? 8 : 1;
-  // Tokens vary fastest, so that a chunk of work reads one KV head.
-  pool_.parallel_for(n * cache.n_kv_heads, grain, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernels_.attend(args, i % n, i / n, all + thread * scratch);
-    }
-  });
 }
 
 bool CpuBackend::add_matmul(const MatrixView& matrix, int64_t n, const float* input, float* x) {

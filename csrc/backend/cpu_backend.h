@@ -27,7 +27,7 @@ class CpuBackend final : public Backend {
 
   // Bytes that the buffers below have grown to, and what a step of that shape makes of them.
   int64_t work_bytes() const override;
-  static int64_t work_bytes(const WorkShape& shape, int n_threads);
+  static int64_t work_bytes(const KernelTable& kernels, const WorkShape& shape, int n_threads);
 
   void embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) override;
   bool qkv(const LayerView& layer, float eps, const Batch& batch, const KvLayerView& cache,
@@ -53,17 +53,23 @@ class CpuBackend final : public Backend {
   bool prepare(const float* x, const Norm* norm, int64_t n,
                std::span<const MatrixView* const> readers, ActivationView& view);
   void run_matmuls(std::span<const MatmulArgs> jobs);
+  int64_t attention_bytes() const;
+  static int64_t attention_bytes(const WorkShape& shape, int n_threads);
   bool append(const Batch& batch, const KvLayerView& cache, int64_t n_heads, const float* k,
               const float* v, float* q);
 
   const KernelTable& kernels_;
   ThreadPool pool_;
-  Buffer<float> normed_;         // [n, cols]
-  Buffer<int8_t> codes_;         // [n, n_groups * group_size]
-  Buffer<float> scales_;         // [n, n_groups]
-  Buffer<int32_t> corrections_;  // [n, n_groups]
-  Buffer<float> keys_, values_;  // [n, n_kv_heads * head_dim]
-  Buffer<float> scratch_;        // [n_threads, attention_scratch]
+  Buffer<float> normed_;          // [n, cols]
+  Buffer<int8_t> codes_;          // n * n_groups * group_size, in tiles (kernels/args.h)
+  Buffer<int16_t> wide_codes_;    // as many
+  Buffer<float> scales_;          // n * n_groups, in tiles
+  Buffer<int32_t> corrections_;   // as many
+  Buffer<float> keys_, values_;   // [n, n_kv_heads * head_dim]
+  Buffer<float> matmul_scratch_;  // [n_threads, matmul_scratch]
+  Buffer<float> scratch_;         // [n_threads, attention_scratch]
+  Buffer<float> states_;          // of chunks [n_threads, kStatesPerThread, attention_state]
+  Buffer<AttentionTile> tiles_;   // [most_tiles]
 };
 
 }  // namespace llama2q

@@ -50,10 +50,14 @@ py::tuple quantize_activations(const py::array& x, int64_t group_size, const Isa
   const FloatEnv environment;
   bool finite = true;
   for (int64_t t = 0; t < n; ++t) {
-    finite = table.quantize_row(data_of<float>(x) + t * cols, cols, group_size,
-                                codes.mutable_data() + t * n_groups * group_size,
-                                scales.mutable_data() + t * n_groups, corrections.data()) &&
-             finite;
+    const TileRow row{.codes = codes.mutable_data() + t * n_groups * group_size,
+                      .wide_codes = nullptr,
+                      .scales = scales.mutable_data() + t * n_groups,
+                      .corrections = corrections.data(),
+                      .width = 1,
+                      .token = 0};
+    const float* values = data_of<float>(x) + t * cols;
+    finite = table.quantize_row(values, cols, group_size, row) && finite;
   }
   require_finite(finite, "x");
   return py::make_tuple(codes, scales);

@@ -374,10 +374,12 @@ void bind_model(py::module_& m) {
   m.def(
       "work_bytes",
       [](const py::dict& config, int64_t group_size, int n_threads, int64_t n_tokens,
-         int64_t n_rows) {
-        return Forward::work_bytes(config_of(config), group_size, n_threads, n_tokens, n_rows);
+         int64_t n_rows, const std::optional<std::string>& isa) {
+        return Forward::work_bytes(kernels_named(isa.value_or("")), config_of(config), group_size,
+                                   n_threads, n_tokens, n_rows);
       },
       arg("config"), arg("group_size"), arg("n_threads"), arg("n_tokens"), arg("n_rows"),
+      arg("isa") = py::none(),
       "Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at "
       "most; group_size 0 if all matrices are dense. Model.work_bytes is what it holds now.");
   m.def(

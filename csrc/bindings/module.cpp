@@ -77,4 +77,5 @@ PYBIND11_MODULE(_core, m) {
   bind_kernels(m);
   bind_quantize(m);
   bind_sample(m);
+  bind_limits(m);
 }

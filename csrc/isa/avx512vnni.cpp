@@ -15,16 +15,27 @@ namespace {
 
 struct Avx512Vnni {
   static constexpr const char* kName = "avx512vnni";
-  static constexpr int kTileTokens = 8;
+  static constexpr int kDenseTokens = 8;
+  static constexpr int kStreamTokens = 8;
+  static constexpr int kPanelTokens = 12;
+  static constexpr int kPanelBands = 2;  // 24 of the 32 registers are sums
+  static constexpr bool kWideCodes = false;
 
   using F = __m512;
   using I = __m512i;
   using Line = __m512i;  // value + 128, unsigned
   using Grid = __m512i;
   // Two sums, so that a single token's chain of products is half as long.
+  // Not __m512i: as long as the type says 32-bit lanes, GCC 12 keeps each sum in one register.
+  using Lanes32 = int32_t __attribute__((vector_size(64)));
   struct Dot {
-    __m512i even, odd;
+    Lanes32 even, odd;
   };
+
+  using Part = __m512;
+  static constexpr int kPartLanes = 16;
+  static constexpr int kTileRegisters = 24;
+  static constexpr int kQueryTile = 6;
 
   static __mmask16 first_lanes(int64_t n) {
     return static_cast<__mmask16>(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1);
@@ -57,6 +68,9 @@ struct Avx512Vnni {
   static F load_int8_partial(const int8_t* p, int64_t n) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
   }
+  static F widen_partial(const float* p, int64_t n) { return load_partial(p, n); }
+  static F widen_partial(const uint16_t* p, int64_t n) { return load_f16_partial(p, n); }
+  static F widen_partial(const int8_t* p, int64_t n) { return load_int8_partial(p, n); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static void store_partial(float* p, F x, int64_t n) {
     _mm512_mask_storeu_ps(p, first_lanes(n), x);
@@ -91,30 +105,35 @@ struct Avx512Vnni {
   static I to_int(F x) { return _mm512_cvtps_epi32(x); }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 
+  static Part part(float x) { return broadcast(x); }
+  static Part load_part(const float* p) { return load(p); }
+  static Part load_part(const uint16_t* p) { return load_f16(p); }
+  static Part load_part(const int8_t* p) { return load_int8(p); }
+  static void store_part(float* p, Part x) { store(p, x); }
+  static Part mul_part(Part a, Part b) { return mul(a, b); }
+  static Part fma_part(Part a, Part b, Part c) { return fma(a, b, c); }
+
   static float tree16(F x) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  // Adds lanes i and i + 8, i + 4, i + 2, i + 1 of sixteen vectors in tree16's order while it packs
-  // them: each step halves the lanes per vector and the vectors.
-  static F tree16_each(const F (&x)[16]) {
-    __m512 eight[8], four[4], two[2];
-    for (int i = 0; i < 8; ++i) {
-      const __m512 a = x[2 * i], b = x[2 * i + 1];
-      eight[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    }
-    for (int i = 0; i < 4; ++i) {
-      const __m512 a = eight[2 * i], b = eight[2 * i + 1];
-      four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-    }
-    for (int i = 0; i < 2; ++i) {
-      const __m512 a = four[2 * i], b = four[2 * i + 1];
-      two[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
-    }
-    const __m512 one = _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88),
-                                     _mm512_shuffle_ps(two[0], two[1], 0xdd));
+  // tree16's order, while the lanes are packed: each step halves the lanes per vector and the
+  // vectors.
+  static F fold_lanes(const Part* x) {
+    const auto eight = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const __m512 a = eight(x[0], x[1]), b = eight(x[2], x[3]);
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  static F finish_trees(const F* x) {
+    const auto two = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    };
+    const __m512 a = two(x[0], x[1]), b = two(x[2], x[3]);
+    const __m512 one = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
     // Lane 4 * i + j is vector i + 4 * j.
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return _mm512_permutexvar_ps(order, one);
@@ -180,23 +199,69 @@ struct Avx512Vnni {
     low = _mm512_shuffle_epi8(grid, _mm512_and_si512(packed, mask));
     high = _mm512_shuffle_epi8(grid, _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask));
   }
-  static Dot start_dot(int32_t correction) {
-    return {_mm512_set1_epi32(correction), _mm512_setzero_si512()};
+  static Dot start_dot(int32_t correction) { return {Lanes32{} + correction, Lanes32{}}; }
+  static I finish_dot(Dot dot) { return reinterpret_cast<__m512i>(dot.even + dot.odd); }
+  static Lanes32 add_products(Lanes32 sum, __m512i w, __m512i a) {
+    return reinterpret_cast<Lanes32>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), w, a));
   }
-  static I finish_dot(Dot dot) { return _mm512_add_epi32(dot.even, dot.odd); }
   static __m512i four_codes(const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, 4);
     return _mm512_set1_epi32(four);
   }
   static void dot(Dot& acc, Line line, const int8_t* x) {
-    acc.even = _mm512_dpbusd_epi32(acc.even, line, four_codes(x));
+    acc.even = add_products(acc.even, line, four_codes(x));
   }
-  static void dot(Dot& acc, Line low, Line high, const int8_t* x) {
-    acc.even = _mm512_dpbusd_epi32(acc.even, low, four_codes(x));
-    acc.odd = _mm512_dpbusd_epi32(acc.odd, high, four_codes(x + 4));
+  static void dot(Dot& acc, Line low, Line high, const int8_t* x, const int8_t* next) {
+    acc.even = add_products(acc.even, low, four_codes(x));
+    acc.odd = add_products(acc.odd, high, four_codes(next));
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  // Into L2 alone: a line on its way to L1 holds one of the few buffers that loads wait in.
+  static void prefetch_far(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
+
+  struct Panel {
+    static constexpr int64_t kColumns = 4, kUnitCodes = 4, kRunLines = 0;
+    using Code = int8_t;
+    using Weights = __m512i;
+    using Unit = __m512i;
+    using Dot = Lanes32;
+
+    static Grid grid(const MatrixView& w) { return load_grid(w.grid); }
+    static const Code* codes(const ActivationView& x) { return x.codes; }
+    static uint8_t* store(Line line, uint8_t* out, int64_t stride) {
+      _mm512_store_si512(out, line);
+      return out + stride;
+    }
+    static Weights load(const uint8_t* p) { return _mm512_load_si512(p); }
+    static Unit broadcast(const Code* p) { return four_codes(p); }
+    static Dot start(int32_t correction) { return Dot{} + correction; }
+    static void multiply(Dot& dot, Weights w, Unit a) { dot = add_products(dot, w, a); }
+    static I finish(Dot dot) { return reinterpret_cast<__m512i>(dot); }
+  };
+  template <class Action>
+  static void with_int4_panel(const MatrixView&, Action action) {
+    action(Panel());
+  }
+
+  // One vpdpbusd is 64 products, its activations a broadcast memory operand.
+  struct Peak {
+    static constexpr int kIdioms = 1, kSums = 24;
+    template <int kIdiom>
+    static constexpr int kProducts = 64;
+    using Sum = __m512i;
+    using Weights = __m512i;
+    using Activations = __m512i;
+    static Weights weights(const int8_t* p) { return _mm512_loadu_si512(p); }
+    static Activations activations(const int8_t* p) { return four_codes(p); }
+    static void keep(__m512i& x) { __asm__ volatile("" : "+v"(x)); }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, Activations a) {
+      sum = _mm512_dpbusd_epi32(sum, w, a);
+    }
+  };
 };
 
 }  // namespace

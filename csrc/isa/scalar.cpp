@@ -12,7 +12,11 @@ namespace {
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
-  static constexpr int kTileTokens = 4;
+  static constexpr int kDenseTokens = 4;
+  static constexpr int kStreamTokens = 2;
+  static constexpr int kPanelTokens = 4;
+  static constexpr int kPanelBands = 1;
+  static constexpr bool kWideCodes = false;
 
   struct F {
     float lane[16];
@@ -25,6 +29,11 @@ struct Scalar {
   };
   using Grid = const int8_t*;
   using Dot = I;
+  // One register of attention's tiles: a whole F, or as many of its lanes as a register holds.
+  using Part = F;
+  static constexpr int kPartLanes = 16;
+  static constexpr int kTileRegisters = 8;  // accumulators that fit
+  static constexpr int kQueryTile = 2;      // query rows side by side
 
   template <class Function>
   static F make(Function f) {
@@ -64,6 +73,10 @@ struct Scalar {
   static F load_int8_partial(const int8_t* p, int64_t n) {
     return make([=](int i) { return i < n ? static_cast<float>(p[i]) : 0.0f; });
   }
+  // An element of the KV cache as a float, n as above.
+  static F widen_partial(const float* p, int64_t n) { return load_partial(p, n); }
+  static F widen_partial(const uint16_t* p, int64_t n) { return load_f16_partial(p, n); }
+  static F widen_partial(const int8_t* p, int64_t n) { return load_int8_partial(p, n); }
   static void store(float* p, F x) { store_partial(p, x, 16); }
   static void store_partial(float* p, F x, int64_t n) {
     for (int i = 0; i < 16 && i < n; ++i) p[i] = x.lane[i];
@@ -131,6 +144,14 @@ struct Scalar {
     return make([&](int i) { return fma_scalar(a.lane[i], b.lane[i], c.lane[i]); });
   }
 
+  static Part part(float x) { return broadcast(x); }
+  static Part load_part(const float* p) { return load(p); }
+  static Part load_part(const uint16_t* p) { return load_f16(p); }
+  static Part load_part(const int8_t* p) { return load_int8(p); }
+  static void store_part(float* p, Part x) { store(p, x); }
+  static Part mul_part(Part a, Part b) { return mul(a, b); }
+  static Part fma_part(Part a, Part b, Part c) { return fma(a, b, c); }
+
   // Lanes i and i + 8, then 4, 2, 1.
   static float tree16(F x) {
     for (int half = 8; half > 0; half /= 2) {
@@ -138,9 +159,19 @@ struct Scalar {
     }
     return x.lane[0];
   }
-  // Lane i of the result is tree16(x[i]).
-  static F tree16_each(const F (&x)[16]) {
-    return make([&](int i) { return tree16(x[i]); });
+  // The first two steps of tree16 for four vectors, packed: lane 4 * i + j is lane j of vector i.
+  static F fold_lanes(const Part* x) {
+    return make([&](int i) {
+      const float* lane = x[i / 4].lane + i % 4;
+      return (lane[0] + lane[8]) + (lane[4] + lane[12]);
+    });
+  }
+  // The last two steps for sixteen vectors: lane i of the result is tree16 of vector i.
+  static F finish_trees(const F* x) {
+    return make([&](int i) {
+      const float* lane = x[i / 4].lane + i % 4 * 4;
+      return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+    });
   }
   static float max_lanes(F x) {
     float largest = x.lane[0];
@@ -214,11 +245,54 @@ struct Scalar {
       for (int i = 0; i < 4; ++i) acc.lane[r] += line.value[4 * r + i] * x[i];
     }
   }
-  static void dot(Dot& acc, const Line& low, const Line& high, const int8_t* x) {
+  static void dot(Dot& acc, const Line& low, const Line& high, const int8_t* x,
+                  const int8_t* next) {
     dot(acc, low, x);
-    dot(acc, high, x + 4);
+    dot(acc, high, next);
   }
   static void prefetch(const void*) {}
+  static void prefetch_far(const void*) {}
+
+  struct Panel {
+    static constexpr int64_t kColumns = 4, kUnitCodes = 4, kRunLines = 0;
+    using Code = int8_t;
+    using Weights = Line;
+    using Unit = const int8_t*;
+    using Dot = I;
+
+    static Grid grid(const MatrixView& w) { return w.grid; }
+    static const Code* codes(const ActivationView& x) { return x.codes; }
+    static uint8_t* store(const Line& line, uint8_t* out, int64_t stride) {
+      __builtin_memcpy(out, line.value, 64);
+      return out + stride;
+    }
+    static Weights load(const uint8_t* p) { return int8_line(p); }
+    static Unit broadcast(const Code* p) { return p; }
+    static Dot start(int32_t) { return zero_int(); }
+    static void multiply(Dot& dot, const Weights& w, Unit a) { Scalar::dot(dot, w, a); }
+    static const I& finish(const Dot& dot) { return dot; }
+  };
+  template <class Action>
+  static void with_int4_panel(const MatrixView&, Action action) {
+    action(Panel());
+  }
+
+  // One product at a time.
+  struct Peak {
+    static constexpr int kIdioms = 1, kSums = 8;
+    template <int kIdiom>
+    static constexpr int kProducts = 1;
+    using Sum = int32_t;
+    using Weights = int32_t;
+    using Activations = int32_t;
+    static Weights weights(const int8_t* p) { return *p; }
+    static Activations activations(const int8_t* p) { return *p; }
+    static void keep(int32_t& x) { __asm__ volatile("" : "+r"(x)); }
+    template <int kIdiom>
+    static void dot(Sum& sum, Weights w, Activations a) {
+      sum += w * a;
+    }
+  };
 };
 
 }  // namespace

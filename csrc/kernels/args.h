@@ -11,12 +11,27 @@ inline constexpr int64_t kBlockSize = 64;   // positions per KV block
 inline constexpr int64_t kChunkBlocks = 4;  // blocks per attention chunk
 
 // Activations of a matmul. For quantized weights codes, scales and corrections are set, else x.
+// They lie in tiles of KernelTable::tile_tokens tokens (the last may be narrower): a tile of w
+// tokens from token t on starts at element t * K of the codes, K = n_groups * group_size, and at
+// element t * n_groups of scales and corrections.
 struct ActivationView {
   const float* x;              // f32 [n_tokens, cols]
-  const int8_t* codes;         // i8 [n_tokens, n_groups * group_size]
-  const float* scales;         // f32 [n_tokens, n_groups]
-  const int32_t* corrections;  // i32 [n_tokens, n_groups]: -128 * sum of the group's codes
+  const int8_t* codes;         // i8, per tile [K / 4, w, 4]
+  const int16_t* wide_codes;   // i16, per tile [K / 4, 2, w, 2]: columns 0, 2 and 1, 3 of a quad;
+                               // where KernelTable::wide_codes asks for them
+  const float* scales;         // f32, per tile [n_groups, w]
+  const int32_t* corrections;  // i32, per tile [n_groups, w]: -128 * sum of the group's codes
   int64_t n_tokens;
+};
+
+// Where quantize_row writes one row of a tile; the pointers are the tile's.
+struct TileRow {
+  int8_t* codes;
+  int16_t* wide_codes;  // may be null
+  float* scales;
+  int32_t* corrections;
+  int64_t width;  // of the tile
+  int64_t token;  // in [0, width)
 };
 
 enum class Epilogue : int32_t {
@@ -70,30 +85,80 @@ struct AttentionArgs {
   float scale;  // fp32(1 / sqrt(head_dim))
 };
 
-// Floats of scratch that attend() needs.
-constexpr int64_t attention_scratch(int64_t heads_per_kv_head, int64_t head_dim) {
-  return heads_per_kv_head * (head_dim + 4) + kBlockSize;
+// Query rows of one KV head: row i is query head i % group of the group of token i / group. Their
+// tokens belong to one sequence.
+struct AttentionTile {
+  int64_t kv_head;
+  int64_t first_row;
+  int64_t n_rows;  // 1 to kTileRows
+};
+
+inline constexpr int64_t kTileRows = 24;
+
+constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Floats of a query row's state: the accumulator, maximum and sum, in whole lines of 64 bytes.
+constexpr int64_t attention_state(int64_t head_dim) { return padded_head_dim(head_dim) + 16; }
+
+// Floats of scratch that attend() needs: query rows, two states, scores and rescaling factors of a
+// chunk, and a widened block if the rows of the cache are no whole vectors.
+constexpr int64_t attention_scratch(int64_t head_dim) {
+  const int64_t padded = padded_head_dim(head_dim);
+  const int64_t row = padded + 2 * attention_state(head_dim) + kChunkBlocks * (kBlockSize + 1);
+  return kTileRows * row + (head_dim == padded ? 0 : kBlockSize * padded);
 }
+
+// Tokens that pass over a panel before the next is unpacked: a multiple of every kPanelTokens.
+inline constexpr int64_t kPanelTokenBlock = 516;
+// Columns of a panel: with many tokens it lies in the L2 cache, with few in the L1.
+inline constexpr int64_t kPanelColumns = 4096, kSmallPanelColumns = 256;
+inline constexpr int64_t kMostPanelBands = 2;
+
+// Floats of scratch that matmul() needs: a panel, its scales, the sums of two bands.
+constexpr int64_t matmul_scratch(int64_t n_tokens) {
+  const int64_t tokens = n_tokens < kPanelTokenBlock ? n_tokens : kPanelTokenBlock;
+  const int64_t columns = n_tokens > 16 ? kPanelColumns : kSmallPanelColumns;
+  if (n_tokens < 2) return 0;
+  return columns * kMostPanelBands * kBandRows / 4 + columns / 32 * kMostPanelBands * kBandRows +
+         tokens * kMostPanelBands * kBandRows;
+}
+
+// Bytes of operands that the dot probe walks over.
+inline constexpr int64_t kDotProbeBytes = 64 * 64 + 128;
+
+struct ReadProbe {
+  const float* data;       // f32 [n_lines, 16]
+  int64_t n_lines;         // a multiple of 4 * n_streams
+  int64_t n_streams;       // 1, 2, 4 or 8 read side by side, each an equal part of the lines
+  int64_t prefetch_lines;  // how far ahead; 0 for none
+};
 
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
 // those that return bool say whether every value was finite (and representable in the cache).
 struct KernelTable {
   const char* name;
-  // x f32 [n_groups * group_size with only cols present] -> codes, scales, corrections of a row.
-  bool (*quantize_row)(const float* x, int64_t cols, int64_t group_size, int8_t* codes,
-                       float* scales, int32_t* corrections) noexcept;
+  int64_t tile_tokens;  // divides kPanelTokenBlock
+  bool wide_codes;
+  // x f32 [cols] -> codes, scales and corrections of a row of a tile.
+  bool (*quantize_row)(const float* x, int64_t cols, int64_t group_size,
+                       const TileRow& out) noexcept;
   // x, weight, y: f32 [dim].
   void (*rms_norm)(const float* x, const float* weight, int64_t dim, float eps, float* y) noexcept;
-  // Bands [begin, end) of the matrix; for kSwiglu a band counts a pair.
-  void (*matmul)(const MatmulArgs& args, int64_t begin, int64_t end) noexcept;
+  // Bands [begin, end) of the matrix; for kSwiglu a band counts a pair. scratch f32
+  // [matmul_scratch(n_tokens)], aligned to 64 bytes.
+  void (*matmul)(const MatmulArgs& args, int64_t begin, int64_t end, float* scratch) noexcept;
   // x f32 [n_heads, head_dim] in place; cos, sin f32 [head_dim / 2].
   void (*rope)(float* x, const float* cos, const float* sin, int64_t n_heads,
                int64_t head_dim) noexcept;
   // Appends K and V of one token.
   bool (*append)(const AppendArgs& args, int64_t token) noexcept;
-  // The query heads that share one KV head, for one token; scratch f32 [attention_scratch(...)].
-  void (*attend)(const AttentionArgs& args, int64_t token, int64_t kv_head,
-                 float* scratch) noexcept;
+  // A tile of query rows; scratch f32 [attention_scratch(head_dim)].
+  void (*attend)(const AttentionArgs& args, const AttentionTile& tile, float* scratch) noexcept;
+  // The same in two steps, for few rows and many threads: the states of chunks [begin, end) of the
+  // tile, then all chunks folded. states f32 [n_chunks, n_rows, attention_state(head_dim)].
+  void (*attend_chunks)(const AttentionArgs& args, const AttentionTile& tile, int64_t begin,
+                        int64_t end, float* scratch, float* states) noexcept;
+  void (*fold_chunks)(const AttentionArgs& args, const AttentionTile& tile, float* states) noexcept;
   // Row `id` of the table -> x f32 [cols].
   void (*embed)(const EmbeddingView& table, int64_t id, float* x) noexcept;
   // gate, up, y: f32 [n].
@@ -105,6 +170,9 @@ struct KernelTable {
   // Largest of x f32 [n], or NaN if any is NaN or +inf.
   float (*max_finite)(const float* x, int64_t n) noexcept;
   bool (*all_finite)(const float* x, int64_t n) noexcept;
+  // Benchmarks: kernels/limits.h.
+  int64_t (*probe_dots)(int variant, int64_t rounds, const int8_t* operands) noexcept;
+  uint32_t (*probe_reads)(const ReadProbe& probe) noexcept;
 };
 
 }  // namespace llama2q

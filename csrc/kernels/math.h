@@ -7,8 +7,9 @@ namespace llama2q {
 
 // exp(x): exp(0) = 1, +0 for x <= -87, exp(87) above 87. x = n ln2 + r with |r| <= ln2 / 2, then
 // 1 + r + r^2 p(r), p of degree 5 fitted by least squares on Chebyshev points; about 1 ulp.
+// Always inlined: an F of two registers would be passed through memory.
 template <class V>
-typename V::F exp_lanes(typename V::F x) {
+[[gnu::always_inline]] inline typename V::F exp_lanes(typename V::F x) {
   using F = typename V::F;
   const F low = V::broadcast(-87.0f);
   // min and max return their second operand if one is NaN, so NaN stays NaN.

@@ -7,10 +7,24 @@
 
 namespace llama2q {
 
+// Spreads 16 codes of a row, the columns from `column` on, over its tile.
+inline void store_codes(const int8_t* codes, int64_t column, const TileRow& out) {
+  for (int64_t quad = 0; quad < 4; ++quad) {
+    const int8_t* four = codes + 4 * quad;
+    const int64_t line = column / 4 + quad;
+    __builtin_memcpy(out.codes + (line * out.width + out.token) * 4, four, 4);
+    if (out.wide_codes == nullptr) continue;
+    for (int64_t odd = 0; odd < 2; ++odd) {
+      int16_t* pair = out.wide_codes + ((2 * line + odd) * out.width + out.token) * 2;
+      pair[0] = four[odd];
+      pair[1] = four[odd + 2];
+    }
+  }
+}
+
 // DESIGN.md section 5.1. Returns whether the row is finite. Columns beyond cols get code 0.
 template <class V>
-bool quantize_row(const float* x, int64_t cols, int64_t group_size, int8_t* codes, float* scales,
-                  int32_t* corrections) noexcept {
+bool quantize_row(const float* x, int64_t cols, int64_t group_size, const TileRow& out) noexcept {
   bool finite = true;
   for (int64_t begin = 0, g = 0; begin < cols; begin += group_size, ++g) {
     const int64_t present = cols - begin < group_size ? cols - begin : group_size;
@@ -20,17 +34,18 @@ bool quantize_row(const float* x, int64_t cols, int64_t group_size, int8_t* code
     float amax;
     __builtin_memcpy(&amax, &amax_bits, sizeof amax);
     const float inverse = zero ? 0.0f : 127.0f / amax;
-    int8_t* out = codes + begin;
     typename V::I sum = V::zero_int();
     for (int64_t i = 0; i < group_size; i += 16) {
       const typename V::F value =
           zero ? V::broadcast(0.0f) : V::load_partial(x + begin + i, present - i);
       const typename V::I q = V::to_int(V::mul(value, V::broadcast(inverse)));
-      V::store_int8(out + i, q);
+      alignas(16) int8_t codes[16];
+      V::store_int8(codes, q);
+      store_codes(codes, begin + i, out);
       sum = V::add_int(sum, q);
     }
-    scales[g] = zero ? 0.0f : amax / 127.0f;
-    corrections[g] = -128 * V::sum_lanes(sum);
+    out.scales[g * out.width + out.token] = zero ? 0.0f : amax / 127.0f;
+    out.corrections[g * out.width + out.token] = -128 * V::sum_lanes(sum);
   }
   return finite;
 }

@@ -3,6 +3,7 @@
 
 #include "kernels/args.h"
 #include "kernels/attention.h"
+#include "kernels/limits.h"
 #include "kernels/math.h"
 #include "kernels/matmul.h"
 #include "kernels/rows.h"
@@ -12,18 +13,24 @@ namespace llama2q {
 template <class V>
 inline constexpr KernelTable kKernelTable = {
     .name = V::kName,
+    .tile_tokens = V::kPanelTokens,
+    .wide_codes = V::kWideCodes,
     .quantize_row = quantize_row<V>,
     .rms_norm = rms_norm<V>,
     .matmul = matmul<V>,
     .rope = rope<V>,
     .append = append<V>,
     .attend = attend<V>,
+    .attend_chunks = attend_chunks<V>,
+    .fold_chunks = fold_chunks<V>,
     .embed = embed<V>,
     .swiglu = swiglu<V>,
     .exp = exp_array<V>,
     .exp_scaled = exp_scaled<V>,
     .max_finite = max_finite<V>,
     .all_finite = all_finite<V>,
+    .probe_dots = probe_dots<V>,
+    .probe_reads = probe_reads<V>,
 };
 
 }  // namespace llama2q

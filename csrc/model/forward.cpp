@@ -40,8 +40,8 @@ int64_t Forward::work_bytes() const {
          backend_->work_bytes();
 }
 
-int64_t Forward::work_bytes(const Config& config, int64_t group_size, int n_threads,
-                            int64_t n_tokens, int64_t n_rows) {
+int64_t Forward::work_bytes(const KernelTable& kernels, const Config& config, int64_t group_size,
+                            int n_threads, int64_t n_tokens, int64_t n_rows) {
   constexpr int64_t kFloat = sizeof(float);
   config.check();
   require(group_size >= 0 && n_threads >= 1 && n_tokens >= 1 && n_rows >= 0,
@@ -58,7 +58,7 @@ int64_t Forward::work_bytes(const Config& config, int64_t group_size, int n_thre
                         .group_size = group_size};
   return chunk * (3 * config.dim + config.hidden_dim) * kFloat  // x_, q_, attended_, hidden_
          + std::min(n_rows, chunk) * config.dim * kFloat        // rows_
-         + CpuBackend::work_bytes(shape, n_threads);
+         + CpuBackend::work_bytes(kernels, shape, n_threads);
 }
 
 const LayerView& Forward::layer_at(int64_t layer) const {

@@ -46,8 +46,8 @@ class Forward {
   // Bytes of work space held now, and what steps make of it that have n_tokens tokens and ask
   // for n_rows rows at most; group_size is that of the quantized matrices, 0 if all are dense.
   int64_t work_bytes() const;
-  static int64_t work_bytes(const Config& config, int64_t group_size, int n_threads,
-                            int64_t n_tokens, int64_t n_rows);
+  static int64_t work_bytes(const KernelTable& kernels, const Config& config, int64_t group_size,
+                            int n_threads, int64_t n_tokens, int64_t n_rows);
 
   // Runs the tokens in chunks of at most 512; out f32 [n_rows, output_width]. between_layers is
   // called before every layer and may throw to stop the step. Throws InvalidArgument before any

@@ -14,17 +14,23 @@ struct Int4Lines {
   static constexpr int64_t kColumns = kInt4LineColumns;
   typename V::Grid grid;
 
-  explicit Int4Lines(const MatrixView& matrix) : grid(V::load_grid(matrix.grid)) {}
+  explicit Int4Lines(typename V::Grid values) : grid(values) {}
 
-  // acc[t] += the products of the line's 8 columns with token t's 8 activations.
+  // dots[t] += the products of the line's 8 columns with token t's 8 activations.
+  // x: i8 [2, kTokens, 4].
   template <int kTokens>
-  void accumulate(const uint8_t* line, const int8_t* x, int64_t x_stride,
-                  typename V::Dot (&acc)[kTokens]) const {
+  void accumulate(const uint8_t* line, const int8_t* x, typename V::Dot (&dots)[kTokens]) const {
     typename V::Line low, high;
     V::int4_lines(line, grid, low, high);
-    for (int t = 0; t < kTokens; ++t) {
-      V::dot(acc[t], low, high, x + t * x_stride);
-    }
+    for (int t = 0; t < kTokens; ++t) V::dot(dots[t], low, high, x + 4 * t, x + 4 * (kTokens + t));
+  }
+
+  // Writes the line as panel lines of P, `stride` bytes apart; returns where the next one goes.
+  template <class P>
+  uint8_t* unpack(const uint8_t* line, uint8_t* out, int64_t stride) const {
+    typename V::Line low, high;
+    V::int4_lines(line, grid, low, high);
+    return P::store(high, P::store(low, out, stride), stride);
   }
 };
 

@@ -11,16 +11,20 @@ template <class V>
 struct Int8Lines {
   static constexpr int64_t kColumns = kInt8LineColumns;
 
-  explicit Int8Lines(const MatrixView&) {}
+  explicit Int8Lines(typename V::Grid) {}
 
-  // acc[t] += the products of the line's 4 columns with token t's 4 activations.
+  // dots[t] += the products of the line's 4 columns with token t's 4 activations.
+  // x: i8 [1, kTokens, 4].
   template <int kTokens>
-  void accumulate(const uint8_t* line, const int8_t* x, int64_t x_stride,
-                  typename V::Dot (&acc)[kTokens]) const {
+  void accumulate(const uint8_t* line, const int8_t* x, typename V::Dot (&dots)[kTokens]) const {
     const typename V::Line values = V::int8_line(line);
-    for (int t = 0; t < kTokens; ++t) {
-      V::dot(acc[t], values, x + t * x_stride);
-    }
+    for (int t = 0; t < kTokens; ++t) V::dot(dots[t], values, x + 4 * t);
+  }
+
+  // Writes the line as panel lines of P, `stride` bytes apart; returns where the next one goes.
+  template <class P>
+  uint8_t* unpack(const uint8_t* line, uint8_t* out, int64_t stride) const {
+    return P::store(V::int8_line(line), out, stride);
   }
 };
 

@@ -35,6 +35,23 @@ def default_isa() -> str:
 def default_threads() -> int:
     """Physical cores that this process may use (affinity and cgroup quota respected)."""
 
+def measure_dot_rate(
+    isa: str | None = None, n_threads: int | None = None, seconds: float = 0.4
+) -> dict[str, float]:
+    """Int8 operations (a multiplication and its addition are two) per second of all threads, by the
+    way they were done: the instruction set's idioms, operands in registers or from memory. Takes
+    about that long; each rate is that of the best 5 ms."""
+
+def measure_read_bandwidth(
+    isa: str | None = None,
+    n_threads: int | None = None,
+    n_bytes: int = 268435456,
+    seconds: float = 2.0,
+) -> dict[str, float]:
+    """Bytes per second at which all threads together read n_bytes of memory, by access pattern:
+    streams side by side, prefetch distance, shares or pieces, small or huge pages. Each pattern is
+    tried, the fastest ones for about that long; each rate is that of the best pass."""
+
 class Matrix:
     """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""
 
@@ -183,6 +200,7 @@ def work_bytes(
     n_threads: int,
     n_tokens: int,
     n_rows: int,
+    isa: str | None = None,
 ) -> int:
     """Bytes that a model's work space grows to by steps of n_tokens tokens and n_rows rows at most;
     group_size 0 if all matrices are dense. Model.work_bytes is what it holds now."""

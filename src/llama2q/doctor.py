@@ -95,7 +95,7 @@ def _cpu() -> dict[str, Any]:
 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
-        "name": _cpu_name(),
+        "name": cpu_name(),
         "features": _core.cpu_features(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": os.cpu_count(),
@@ -105,7 +105,8 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the CPU's own name for itself, or its architecture."""
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             for line in file:

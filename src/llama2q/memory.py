@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -59,6 +60,35 @@ def available_bytes() -> int:
     free = int(psutil.virtual_memory().available)
     room = cgroup_room_bytes()
     return free if room is None else max(0, min(free, room))
+
+
+def peak_resident_bytes() -> int:
+    """Return the largest resident size that this process ever had."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes(pid: int | None = None) -> tuple[int | None, int | None]:
+    """Return what a process (this one) has resident of its own memory, and of mapped files.
+
+    None where the system does not tell them apart (other than Linux).
+    """
+    path = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None, None
+    values = dict(line.split(":", 1) for line in lines if line.startswith("Rss"))
+    if not {"RssAnon", "RssFile"} <= values.keys():
+        return None, None
+    anonymous, mapped = (int(values[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+    return anonymous, mapped
 
 
 def cgroup_limit_bytes() -> int | None:

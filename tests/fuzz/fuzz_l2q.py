@@ -72,6 +72,8 @@ def rehashed_file(content: bytes) -> bytes:
     """Return the file with the hashes of its tensors and its model id made right, if it has any."""
     length = int.from_bytes(content[:8], "little")
     start = 8 + length
+    if start > len(content):
+        return content
     try:
         header = _open(json.loads(content[8:start]))
         hashes = header[METADATA]["sha256"]

@@ -87,6 +87,37 @@ def test_threads_agree(kv_dtype: str) -> None:
         assert_same_bits(_core.attention(q, k, v, positions, kv_dtype, None, n_threads), one)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("heads", [(2, 2, 64), (3, 1, 16), (8, 1, 34), (30, 1, 8)])
+@pytest.mark.parametrize(("first", "n"), [(0, 30), (50, 27), (250, 9)])
+def test_neighbours_in_a_tile_do_not_matter(
+    isa: str, kv_dtype: str, heads: tuple[int, int, int], first: int, n: int
+) -> None:
+    """Consecutive tokens over the ends of tiles, blocks and chunks give what each gives alone."""
+    _, k, v, _ = inputs(first, first + n, 1, heads)
+    q = floats(first + 9, (n, heads[0], heads[2]), 0)
+    positions = np.arange(first, first + n, dtype=np.int32)
+    together = _core.attention(q, k, v, positions, kv_dtype, isa)
+    for t in range(n):
+        alone = _core.attention(q[t : t + 1], k, v, positions[t : t + 1], kv_dtype, isa)
+        assert_same_bits(together[t : t + 1], alone)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("heads", [(8, 1, 16), (4, 4, 8)])
+def test_threads_share_the_keys_of_a_token(
+    isa: str, kv_dtype: str, heads: tuple[int, int, int]
+) -> None:
+    """With few heads the chunks of keys are dealt out, and folded in order."""
+    q, k, v, _ = inputs(9, 1500, 2, heads)
+    positions = np.array([1100, 1499], np.int32)
+    one = _core.attention(q[:2], k, v, positions, kv_dtype, isa, 1)
+    for n_threads in (2, 5, 16):
+        assert_same_bits(_core.attention(q[:2], k, v, positions, kv_dtype, isa, n_threads), one)
+
+
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("position", [0, 1, 62, 63, 64, 254, 255, 256])
 def test_later_keys_are_never_read(kv_dtype: str, position: int) -> None:

@@ -52,6 +52,27 @@ def test_contract_at_every_group_size(isa: str, kind: str, group_size: int) -> N
     assert_same_bits(_core.matmul(x, core_matrix(matrix), isa), expect(x, matrix))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_width_of_a_tile(isa: str, kind: str) -> None:
+    """One tile, several, and the remainder of each width; an odd number of bands."""
+    matrix = random_matrix(np.random.default_rng(3), 40, 300, kind)
+    x = floats(8, (40, 300))
+    whole = expect(x, matrix)
+    for n in range(1, 41):
+        assert_same_bits(_core.matmul(x[:n], core_matrix(matrix), isa), whole[:n])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize(("cols", "n", "group_size"), [(4300, 18, 128), (96, 530, 32)])
+def test_several_panels(isa: str, kind: str, cols: int, n: int, group_size: int) -> None:
+    """Rows longer than a panel, and more tokens than pass over it at once."""
+    matrix = random_matrix(np.random.default_rng(cols), 33, cols, kind, group_size)
+    x = floats(cols, (n, cols))
+    assert_same_bits(_core.matmul(x, core_matrix(matrix), isa), expect(x, matrix))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("rows", "cols"), [(17, 172), (48, 1024)])
 def test_float64(kind: str, rows: int, cols: int) -> None:
@@ -65,14 +86,17 @@ def test_float64(kind: str, rows: int, cols: int) -> None:
 @pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_extreme_integers_are_exact(isa: str, kind: str, group_size: int, sign: int) -> None:
+@pytest.mark.parametrize("n", [3, 19])
+def test_extreme_integers_are_exact(
+    isa: str, kind: str, group_size: int, sign: int, n: int
+) -> None:
     """Every product at its largest, where a 16-bit sum of two of them would saturate."""
     grid, rows, cols = GRID_OF[kind], 18, 4 * group_size
     ends = (-127, 127) if grid is None else (int(grid[0]), int(grid[-1]))
     for end in ends:
         values = np.full((rows, cols), end, np.int8)
         matrix = Quantized(values, unit_scales(rows, cols, group_size), group_size, grid)
-        x = np.full((3, cols), 127.0 * sign, np.float32)
+        x = np.full((n, cols), 127.0 * sign, np.float32)
         y = _core.matmul(x, core_matrix(matrix), isa)
         assert (y == float(end * 127 * sign * cols)).all()
 
@@ -80,13 +104,14 @@ def test_extreme_integers_are_exact(isa: str, kind: str, group_size: int, sign: 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-def test_random_integers_are_exact(isa: str, kind: str, group_size: int) -> None:
+@pytest.mark.parametrize("n", [5, 19])
+def test_random_integers_are_exact(isa: str, kind: str, group_size: int, n: int) -> None:
     """With scales of 1 and amax of 127 the float result is the integer dot itself."""
     rng, grid = np.random.default_rng(5), GRID_OF[kind]
     rows, cols = 35, 3 * group_size
     values = random_matrix(rng, rows, cols, kind, group_size).values
     matrix = Quantized(values, unit_scales(rows, cols, group_size), group_size, grid)
-    x = rng.integers(-127, 128, (5, cols)).astype(np.float32)
+    x = rng.integers(-127, 128, (n, cols)).astype(np.float32)
     x[:, ::group_size] = 127
     exact = x.astype(np.int64) @ values.astype(np.int64).T
     assert (np.abs(exact) < 2**24).all()
@@ -107,6 +132,9 @@ def test_each_element_has_its_place(kind: str) -> None:
         matrix = Quantized(values, unit_scales(rows, cols, group_size), group_size, grid)
         y = _core.matmul(x, core_matrix(matrix))
         assert (y == 127.0 * values.T).all()
+        for token in (0, column):
+            y = _core.matmul(x[token : token + 1], core_matrix(matrix))
+            assert (y == 127.0 * values.T[token]).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)

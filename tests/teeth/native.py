@@ -7,11 +7,11 @@ references can notice; where one ISA is changed, the comparison with the scalar 
 
 from __future__ import annotations
 
+from teeth.attention import ATTENTION, ATTENTION_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
 
 MATMUL = "kernels/test_matmul.py"
-ATTENTION = "kernels/test_attention.py"
 SAMPLE = "kernels/test_sample.py"
 EDITS = "kernels/test_logit_edits.py"
 LOGPROBS = "kernels/test_logprobs.py"
@@ -82,8 +82,8 @@ NATIVE = (
     fault(
         "mul and add in place of fma",
         "csrc/kernels/matmul.h",
-        "acc[t] = V::fma(V::to_float(V::finish_dot(dot[t])), scale, acc[t]);",
-        "acc[t] = V::add(V::mul(V::to_float(V::finish_dot(dot[t])), scale), acc[t]);",
+        "acc[t] = V::fma(V::to_float(V::finish_dot(dots[t])), scale, acc[t]);",
+        "acc[t] = V::add(V::mul(V::to_float(V::finish_dot(dots[t])), scale), acc[t]);",
         f"{MATMUL}::test_contract",
     ),
     Mutant(
@@ -92,12 +92,12 @@ NATIVE = (
             Edit(
                 "csrc/kernels/matmul.h",
                 "const typename V::F value = Dense::load(p);",
-                "const typename V::F value = Dense::load(p + (w.cols - 1 - 2 * k) * kBandRows);",
+                "const typename V::F value = Dense::load(p + (cols - 1 - 2 * k) * kBandRows);",
             ),
             Edit(
                 "csrc/kernels/matmul.h",
-                "V::broadcast(row[t * w.cols + k])",
-                "V::broadcast(row[t * w.cols + w.cols - 1 - k])",
+                "V::broadcast(row[t * cols + k])",
+                "V::broadcast(row[t * cols + cols - 1 - k])",
             ),
         ),
         (f"{MATMUL}::test_contract",),
@@ -112,16 +112,45 @@ NATIVE = (
     fault(
         "w1 and w3 swapped",
         "csrc/kernels/matmul.h",
-        "swiglu_lanes<V>(acc[t], up[t])",
-        "swiglu_lanes<V>(up[t], acc[t])",
+        "swiglu_lanes<V>(acc, up)",
+        "swiglu_lanes<V>(up, acc)",
         f"{CONTRACT}::test_short_prompt",
     ),
     fault(
         "residual forgotten",
         "csrc/kernels/matmul.h",
-        "acc[t] = V::add(V::load_partial(out, present), acc[t]);",
+        "acc = V::add(V::load_partial(y, present), acc);",
         "{}",
         f"{CONTRACT}::test_short_prompt",
+    ),
+    # --- csrc/kernels/matmul_panel.h
+    fault(
+        "panels: neighbour's scale",
+        "csrc/kernels/matmul_panel.h",
+        "x.scales += kTokens;",
+        "x.scales += g > 0 ? kTokens : 0;",
+        f"{MATMUL}::test_every_width_of_a_tile",
+    ),
+    fault(
+        "panels: mul and add in place of fma",
+        "csrc/kernels/matmul_panel.h",
+        "V::store(sum, V::fma(dot, V::mul(w_scale[b], a_scale), V::load(sum)));",
+        "V::store(sum, V::add(V::mul(dot, V::mul(w_scale[b], a_scale)), V::load(sum)));",
+        f"{MATMUL}::test_every_width_of_a_tile",
+    ),
+    fault(
+        "panels: the second one starts anew",
+        "csrc/kernels/matmul_panel.h",
+        "const int64_t skipped = t * w_.n_groups + g * width;",
+        "const int64_t skipped = t * w_.n_groups;",
+        f"{MATMUL}::test_several_panels",
+    ),
+    fault(
+        "panels: the last tile keeps the full width",
+        "csrc/kernels/matmul_panel.h",
+        "const int64_t width = t1_ - t < V::kPanelTokens ? t1_ - t : V::kPanelTokens;",
+        "const int64_t width = t1_ - t + 1 < V::kPanelTokens ? t1_ - t + 1 : V::kPanelTokens;",
+        f"{MATMUL}::test_every_width_of_a_tile",
     ),
     # --- csrc/kernels/rows.h
     fault(
@@ -182,73 +211,7 @@ NATIVE = (
         "F p = V::broadcast(0.0f);",
         "kernels/test_exp.py::test_error_is_what_the_tolerances_assume",
     ),
-    # --- csrc/kernels/attention.h, args.h
-    fault(
-        "mask off by one",
-        "csrc/kernels/attention.h",
-        "const int64_t keys = present < kBlockSize ? present : kBlockSize;",
-        "const int64_t keys = present + 1 < kBlockSize ? present + 1 : kBlockSize;",
-        f"{ATTENTION}::test_later_keys_are_never_read",
-    ),
-    fault(
-        "stale K and V after a rewind",
-        "csrc/kernels/attention.h",
-        "Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr) && finite;",
-        "(out[0] != 0 ||\n"
-        "         Cache::store(x, cache.head_dim, out, Cache::kScaled ? scales + row : nullptr))"
-        " &&\n"
-        "        finite;",
-        f"{BITWISE}::test_rewind",
-    ),
-    fault(
-        "block table off by one",
-        "csrc/kernels/attention.h",
-        "cache_row<V>(cache, table[b], kv_head, 0)",
-        "cache_row<V>(cache, table[b == 0 ? 0 : b - 1], kv_head, 0)",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "another KV head's keys",
-        "csrc/kernels/attention.h",
-        "cache_row<V>(cache, table[b], kv_head, 0)",
-        "cache_row<V>(cache, table[b], cache.n_kv_heads - 1 - kv_head, 0)",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "chunks combined in another order",
-        "csrc/kernels/attention.h",
-        "a.l = V::fma_scalar(a.l, ra, b.l * rb);",
-        "a.l = V::fma_scalar(b.l, rb, a.l * ra);",
-        f"{ATTENTION}::test_contract",
-    ),
-    fault(
-        "softmax without rescaling",
-        "csrc/kernels/attention.h",
-        "V::mul(V::load_partial(acc + d + 16 * i, n - 16 * i), rescale);",
-        "V::load_partial(acc + d + 16 * i, n - 16 * i);",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "int8 keys without their scale",
-        "csrc/kernels/attention.h",
-        "c = V::mul(V::load_f16_partial(k_scales + first, present), c);",
-        "{}",
-        f"{ATTENTION}::test_float64",
-    ),
-    fault(
-        "f16 overflow passes",
-        "csrc/kernels/attention.h",
-        "return magnitude_bits<V>(x, n) <= 0x477fe000u;",
-        "return magnitude_bits<V>(x, n) < 0x7f800000u;",
-        f"{ATTENTION}::test_overflow_of_an_f16_cache_raises",
-    ),
-    fault(
-        "chunks of another size",
-        "csrc/kernels/args.h",
-        "kChunkBlocks = 4;",
-        "kChunkBlocks = 8;",
-        f"{ATTENTION}::test_contract",
-    ),
+    *ATTENTION_FAULTS,
     # --- csrc/isa
     fault(
         "ties away from zero",
@@ -286,10 +249,18 @@ NATIVE = (
     fault(
         "no -128 correction",
         "csrc/isa/avx512vnni.cpp",
-        "return {_mm512_set1_epi32(correction), _mm512_setzero_si512()};",
-        "return {_mm512_set1_epi32(0 * correction), _mm512_setzero_si512()};",
+        "return {Lanes32{} + correction, Lanes32{}};",
+        "return {Lanes32{} + 0 * correction, Lanes32{}};",
         f"{MATMUL}::test_contract",
         isa="avx512vnni",
+    ),
+    fault(
+        "uniform grid: 16-bit sums over too many columns",
+        "csrc/isa/avx2.cpp",
+        "kUnitCodes = 4, kRunLines = 8;",
+        "kUnitCodes = 4, kRunLines = 16;",
+        f"{MATMUL}::test_extreme_integers_are_exact",
+        isa="avx2",
     ),
     # --- csrc/model, csrc/backend
     fault(

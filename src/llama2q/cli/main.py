@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llama2q.cli.bench import bench
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
 from llama2q.cli.doctor import doctor
 from llama2q.cli.generate import generate
@@ -113,7 +114,7 @@ def perplexity(
         )
 
 
-for command in (generate, score, plan, verify, doctor):
+for command in (generate, score, plan, bench, verify, doctor):
     app.command()(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q import memory
 from llama2q.config import ModelConfig
 from llama2q.converter.checklist import ListedFile, read_checklists
 from llama2q.converter.checkpoint import MetaCheckpoint
@@ -208,7 +208,7 @@ def convert_with(
         output_bytes=writer.file_bytes,
         seconds=time.perf_counter() - start,
         bits_per_weight=bits_per_weight(metadata.config, recipe),
-        peak_rss_bytes=_peak_rss_bytes(),
+        peak_rss_bytes=memory.peak_resident_bytes(),
         n_checksums=len(listed),
         terms=terms_of(metadata),
     )
@@ -333,14 +333,3 @@ def _output_path(checkpoint: MetaCheckpoint, dst: str | os.PathLike[str] | None,
 def _refuse_source(path: Path, sources: list[Path]) -> None:
     if path.exists() and any(path.samefile(source) for source in sources):
         raise InvalidArgumentError(f"{path} is part of the checkpoint; give another file")
-
-
-def _peak_rss_bytes() -> int:
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

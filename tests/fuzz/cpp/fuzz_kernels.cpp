@@ -60,8 +60,13 @@ void fuzz_rows(Input& input) {
               false,
               false,
               0.0f};
-    r.row_finite = table.quantize_row(x.data(), n, group_size, r.codes.data(), r.scales.data(),
-                                      r.corrections.data());
+    r.row_finite = table.quantize_row(x.data(), n, group_size,
+                                      {.codes = r.codes.data(),
+                                       .wide_codes = nullptr,
+                                       .scales = r.scales.data(),
+                                       .corrections = r.corrections.data(),
+                                       .width = 1,
+                                       .token = 0});
     table.rms_norm(x.data(), w.data(), n, eps, r.norm.data());
     table.swiglu(x.data(), w.data(), n, r.swiglu.data());
     table.exp(x.data(), n, r.exp.data());
@@ -128,6 +133,30 @@ void fuzz_matmul(Input& input) {
   }
 }
 
+// Rows from those of a token on: as a tile, and by chunks, which must give the same.
+void attend_both_ways(const KernelTable& table, const AttentionArgs& args, int64_t token,
+                      int64_t n_rows) {
+  const int64_t head_dim = args.cache.head_dim, group = args.n_heads / args.cache.n_kv_heads;
+  const int64_t last = args.positions[token + (n_rows - 1) / group];
+  const int64_t n_chunks = last / (kChunkBlocks * kBlockSize) + 1;
+  Exact<float> scratch(attention_scratch(head_dim));
+  Exact<float> states(n_chunks * n_rows * attention_state(head_dim));
+  Exact<float> other((token + (n_rows + group - 1) / group) * args.n_heads * head_dim);
+  AttentionArgs again = args;
+  again.out = other.data();
+  for (int64_t head = 0; head < args.cache.n_kv_heads; ++head) {
+    const AttentionTile tile{head, token * group, n_rows};
+    table.attend(args, tile, scratch.data());
+    for (int64_t chunk = n_chunks; chunk-- > 0;) {
+      table.attend_chunks(again, tile, chunk, chunk + 1, scratch.data(), states.data());
+    }
+    table.fold_chunks(again, tile, states.data());
+  }
+  Exact<float> out(other.size());
+  std::copy_n(args.out, out.size(), out.data());
+  expect_equal_reals("attention by chunks differs", table.name, out, other);
+}
+
 // A cache in arrays of exact size: the address sanitizer does not see the pages of KvCache.
 void fuzz_attention(Input& input) {
   const FloatEnv environment;
@@ -149,7 +178,7 @@ void fuzz_attention(Input& input) {
   const Exact<float> k = reals(input, n_keys * n_kv_heads * head_dim);
   const Exact<float> v = reals(input, n_keys * n_kv_heads * head_dim);
   const Exact<float> q = reals(input, n_keys * n_heads * head_dim);
-  const int64_t asked = input.between(0, n_keys - 1);
+  const int64_t asked = input.between(0, n_keys - 1), n_rows = input.between(1, kTileRows);
   struct Results {
     bool finite;
     Exact<uint8_t> k, v;
@@ -188,11 +217,7 @@ void fuzz_attention(Input& input) {
                              .max_blocks = used,
                              .n_heads = n_heads,
                              .scale = 0.25f};
-    Exact<float> scratch(attention_scratch(n_heads / n_kv_heads, head_dim));
-    for (int64_t head = 0; head < n_kv_heads; ++head) {
-      table.attend(args, asked, head, scratch.data());
-      table.attend(args, n_keys - 1, head, scratch.data());
-    }
+    attend_both_ways(table, args, asked, std::min(n_rows, (n_keys - asked) * n_heads / n_kv_heads));
     return r;
   };
   const Results expected = run(scalar());

@@ -115,6 +115,8 @@ struct Avx2Lanes {
   static float fma_scalar(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
   }
+  static F repeat_even(F x) { return {_mm256_moveldup_ps(x.low), _mm256_moveldup_ps(x.high)}; }
+  static F repeat_odd(F x) { return {_mm256_movehdup_ps(x.low), _mm256_movehdup_ps(x.high)}; }
   static F rint(F x) {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(x.low, kNearest), _mm256_round_ps(x.high, kNearest)};

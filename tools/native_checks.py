@@ -15,7 +15,7 @@ import own_venv
 BUILD = own_venv.ROOT / "build"
 
 _SUBJECTS = {
-    "address,undefined": ("tests/kernels", "tests/engine", "tests/quant"),
+    "address,undefined": ("tests/kernels", "tests/engine", "tests/quant", "tests/bindings"),
     "thread": (
         "tests/engine/test_concurrent_steps.py",
         "tests/engine/test_bitwise.py",
@@ -98,6 +98,7 @@ def sanitized(kind: str) -> int:
         folder,
         "-DCMAKE_CXX_COMPILER=g++",
         f"-DLLAMA2Q_SANITIZE={kind}",
+        *native_build.avxvnni_options(),
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     )
     if failed:

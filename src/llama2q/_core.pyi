@@ -40,17 +40,17 @@ def measure_dot_rate(
 ) -> dict[str, float]:
     """Int8 operations (a multiplication and its addition are two) per second of all threads, by the
     way they were done: the instruction set's idioms, operands in registers or from memory. Takes
-    about that long; each rate is that of the best 5 ms."""
+    about that long; each rate is that of the best 5 ms but one."""
 
 def measure_read_bandwidth(
     isa: str | None = None,
     n_threads: int | None = None,
-    n_bytes: int = 268435456,
+    n_bytes: int = 536870912,
     seconds: float = 2.0,
 ) -> dict[str, float]:
     """Bytes per second at which all threads together read n_bytes of memory, by access pattern:
     streams side by side, prefetch distance, shares or pieces, small or huge pages. Each pattern is
-    tried, the fastest ones for about that long; each rate is that of the best pass."""
+    tried, the fastest ones for about that long; each rate is that of the best eighth but one."""
 
 class Matrix:
     """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""

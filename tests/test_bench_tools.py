@@ -16,6 +16,7 @@ import bench_limits
 import bench_peers
 import gguf_file
 import peers_report
+import q6_k
 from llama2q.format import L2qFile
 from llama2q.quant import grid_values, int4, int8
 from numpy_quantizers import SMALL
@@ -63,7 +64,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ..
     start = at + -at % 32
     tensors = {}
     for name, shape, kind, offset in infos:
-        per_block, n_bytes = {0: (1, 4), 2: (32, 18), 8: (32, 34)}[kind]
+        per_block, n_bytes = {0: (1, 4), 2: (32, 18), 8: (32, 34), 14: (256, 210)}[kind]
         size = int(np.prod(shape)) // per_block * n_bytes
         assert offset % 32 == 0
         tensors[name] = (shape, kind, data[start + offset : start + offset + size])
@@ -118,6 +119,38 @@ def test_gguf_holds_the_same_weights(convert_mini: Callable[..., Path], tmp_path
         )
 
 
+def test_the_output_matrix_as_q6_k(convert_mini: Callable[..., Path], tmp_path: Path) -> None:
+    source = convert_mini(group_size=32, grid="uniform")
+    target = tmp_path / "mini.gguf"
+    assert gguf_file.main([str(source), str(target), "--output", "q6_k"]) == 0
+    with L2qFile(source) as file:
+        (weights,) = decoded(file, "output.weight")
+    found = q6_k.decode(q6_blocks(target, weights.shape))
+    # The extreme of a group is code -32; the same with the other sign is cut to 31, a step off. A
+    # step is off by half a step of the scales and by the rounding of d to f16.
+    step = np.abs(weights.reshape(-1, 16)).max(1) / 32
+    scale_step = np.abs(weights.reshape(-1, 256)).max(1).repeat(16) / 32 / 127
+    slack = scale_step / 2 + step / 2048
+    error = np.abs(found - weights).reshape(-1, 16).max(1)
+    assert (error <= step + 33 * slack).all()
+    assert np.median(error / (step + 1e-9)) < 0.6
+    assert error.max() > 0
+
+
+def q6_blocks(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Take the output matrix out of a GGUF file: its blocks of Q6_K."""
+    _, tensors = read_gguf(path)
+    found, kind, data = tensors["output.weight"]
+    assert (found, kind) == (shape, 14)
+    return np.frombuffer(data, np.uint8).reshape(shape[0], shape[1] // 256, 210)
+
+
+def test_q6_k_of_zeros_and_of_one_value() -> None:
+    values = np.zeros((2, 512), np.float32)
+    values[1, 300] = -3.0
+    np.testing.assert_allclose(q6_k.decode(q6_k.encode(values)), values, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "recipe", [{"group_size": 64, "grid": "uniform"}, {"group_size": 32}, {"quant": "none"}]
 )
@@ -137,19 +170,24 @@ def test_gguf_refuses_groups_that_are_not_whole(tmp_path: Path) -> None:
     assert gguf_file.main([str(tmp_path / "x.l2q"), str(tmp_path / "x.gguf")]) == 1
 
 
-def result(kind: Any = "decode", **peer: list[float]) -> bench_peers.Result:
-    found = bench_peers.Result(Job(kind, 16, 1024), "native", "7b-nonuniform-64.l2q")
-    found.ours = {"f16": [10.0, 30.0, 20.0], "int8": [40.0]}
-    found.peer = {name.replace("_", " "): values for name, values in peer.items()}
-    found.share = {"f16": ("bandwidth", 0.5), "int8": ("bandwidth", 0.25)}
+def result(**peer: list[float]) -> bench_peers.Result:
+    """Turns of three: ours doubles where the peer does."""
+    found = bench_peers.Result(Job("decode", 16, 1024), "native", "7b-nonuniform-64.l2q")
+    for setting, rates in peer.items():
+        turns = {"peer": rates, "f16": [2 * rate for rate in rates], "int8": [40.0] * len(rates)}
+        found.turns[setting.replace("_", " ")] = turns
+    found.bounds = {"f16": ("bandwidth", 0.025), "int8": ("bandwidth", None)}
     return found
 
 
-def test_a_row_takes_medians_and_the_best_setting_of_the_peer() -> None:
-    line = peers_report.line_of(result(fa=[5.0, 9.0, 1.0], no_fa=[8.0, 8.0, 8.0], q8=[7.0]))
+def test_a_row_takes_the_turns_with_the_peers_best_setting() -> None:
+    line = peers_report.line_of(result(fa=[5.0, 9.0, 1.0], no_fa=[8.0, 10.0, 12.0], q8=[7.0]))
     assert line["peer_setting"] == "no fa"
+    assert line["peer"] == 10.0
     assert line["ours"] == {"f16": 20.0, "int8": 40.0}
-    assert line["ratio"] == {"f16": 2.5, "int8": 5.0}
+    assert line["ratio"] == {"f16": 2.0, "int8": 4.0}
+    assert line["share_of_limit"] == {"f16": pytest.approx(0.5), "int8": None}
+    assert line["spread"] == pytest.approx(0.4)
 
 
 def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:
@@ -162,9 +200,9 @@ def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:
         "perplexity_ours": 5.0, "perplexity_peer": 5.1,
     }  # fmt: skip
     limits = {"native": {"read_bytes_per_second": 3e10, "int8_ops_per_second": 9e11}}
-    rows = [peers_report.line_of(result(fa=[8.0]))]
+    rows = [peers_report.line_of(result(fa=[10.0]))]
     report = peers_report.Report({"CPU": "x"}, limits, rows, [load], fairness, ["a note"])
-    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["ratio"]["f16"] == 2.5
+    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["ratio"]["f16"] == 2.0
     page = tmp_path / "page.md"
     page.write_text("no marks\n")
     with pytest.raises(ValueError, match="needs one line"):
@@ -177,7 +215,7 @@ def test_a_report_replaces_the_last_one(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    for part in ("decode at depth 1024", "2.50", "50 % of bandwidth", "30.0", "- a note"):
+    for part in ("decode at depth 1024", "2.00", "50 % of bandwidth", "30.0", "- a note"):
         assert part in text
 
 

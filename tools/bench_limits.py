@@ -24,7 +24,7 @@ TIERS = ("avx2", "avxvnni", "avx512vnni")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
-    parser.add_argument("--bytes", type=int, default=256 << 20, help="memory that is read")
+    parser.add_argument("--bytes", type=int, default=512 << 20, help="memory that is read")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     chosen = parser.parse_args(arguments)
     if not 0 < chosen.seconds <= 60:

@@ -81,14 +81,23 @@ QUICK = Scope(
 
 @dataclass(slots=True)
 class Result:
-    """Samples of a row in tokens per second, side by setting; ours by KV type."""
+    """What both sides did in a row.
+
+    Attributes
+    ----------
+    job : Job
+    tier, model : str
+    turns : dict
+        Tokens per second of each turn: setting of the peer -> "peer" or our KV type -> samples.
+    bounds : dict
+        Our KV type -> (what bounds the row, the seconds of a call that this takes).
+    """
 
     job: Job
     tier: str
     model: str
-    ours: dict[str, list[float]] = field(default_factory=dict)
-    peer: dict[str, list[float]] = field(default_factory=dict)
-    share: dict[str, tuple[str | None, float | None]] = field(default_factory=dict)
+    turns: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    bounds: dict[str, tuple[str | None, float | None]] = field(default_factory=dict)
 
 
 class Run:
@@ -105,21 +114,19 @@ class Run:
     ) -> None:
         """Let both sides take n turns at a row, fewer if that takes long."""
         result = self.results.setdefault(job, Result(job, self._tier.name, self._model))
+        calls = job.tokens if job.kind in ("decode", "batch") else 1
+        turns = result.turns.setdefault(setting.name, {"peer": [], **{kv: [] for kv in ours}})
+        sides: dict[str, Peer | Ours] = {"peer": peer, **ours}
         total = 0.0
         for turn in range(n):
             if turn > 1 and total * (turn + 1) / turn > _ROW_SECONDS:
                 break
-            seconds = peer.seconds(job)
-            total += seconds * (job.tokens if job.kind in ("decode", "batch") else 1)
-            result.peer.setdefault(setting.name, []).append(job.rate(seconds))
-            for name, side in ours.items():
+            for name, side in sides.items():
                 seconds = side.seconds(job)
-                total += seconds * (job.tokens if job.kind in ("decode", "batch") else 1)
-                result.ours.setdefault(name, []).append(job.rate(seconds))
-        for name, side in ours.items():
-            best = peers_report.median(result.ours[name])
-            result.share[name] = side.share(job, job.rate(1.0) / best)
-        say(peers_report.short_line(result))
+                total += seconds * calls
+                turns[name].append(job.rate(seconds))
+        result.bounds = {name: side.share(job, 1.0) for name, side in ours.items()}
+        say(peers_report.short_line(result, setting.name))
 
 
 def say(text: str) -> None:
@@ -201,7 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.repeat is not None:
         scope = replace(scope, repeat=chosen.repeat)
     n_threads = chosen.threads or _core.default_threads()
-    notes = ["ik_llama.cpp: left out, it is not on PyPI"]
+    notes = [
+        f"llama.cpp: {peers_build.PACKAGE} {peers_build.VERSION}, Q4_0 with output {chosen.output}",
+        "ik_llama.cpp: left out, it is not on PyPI",
+    ]
     tiers = []
     for tier in peers_build.TIERS.values():
         if tier.name not in chosen.tiers:
@@ -213,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     for tier in tiers:
         peers_build.build_driver(tier)
     say("models: " + str(peers_build.FOLDER / "models"))
-    models = Models.ensure(peers_build.FOLDER / "models", chosen.shape, chosen.file)
+    models = Models.ensure(peers_build.FOLDER / "models", chosen.shape, chosen.file, chosen.output)
     machine = describe_machine()
     results: list[Result] = []
     limits = {}
@@ -255,6 +265,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rows: under 8 minutes")
     parser.add_argument("--shape", choices=[*SHAPES], default="7b", help="of the model (7b)")
     parser.add_argument("--file", type=Path, help="our .l2q file; made if not given: int4, 64")
+    parser.add_argument(
+        "--output", choices=["q8_0", "q6_k"], default="q8_0", help="the peer's output matrix"
+    )
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[*peers_build.TIERS])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, help="samples of each row")

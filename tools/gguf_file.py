@@ -1,7 +1,8 @@
 """A `.l2q` file's model as GGUF, for llama.cpp: the same weights where both formats can hold them.
 
 int4 with the uniform grid in groups of 32 is GGUF's Q4_0 and int8 in groups of 32 its Q8_0, value
-for value: only the order of the bits changes.
+for value: only the order of the bits changes. In llama.cpp's own Q4_0 files the output matrix is in
+Q6_K; `--output q6_k` rounds it to that.
 
     python3 tools/gguf_file.py MODEL.l2q MODEL.gguf
 """
@@ -20,6 +21,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+import q6_k
 from llama2q.errors import Llama2qError
 from llama2q.format.layout import TOKENIZER, MatrixSpec
 from llama2q.format.reader import L2qFile
@@ -122,8 +124,14 @@ def _value(value: Any) -> bytes:
     return struct.pack("<IIQ", 9, kind, len(value)) + b"".join(map(pack, value))
 
 
-def export(source: Path, target: Path) -> None:
+def export(source: Path, target: Path, output: str = "q8_0") -> None:
     """Write a `.l2q` file's model as GGUF.
+
+    Parameters
+    ----------
+    source, target : Path
+    output : {"q8_0", "q6_k"}
+        Type of the output matrix.
 
     Raises
     ------
@@ -131,7 +139,7 @@ def export(source: Path, target: Path) -> None:
         If its types have no equal in GGUF.
     """
     with L2qFile(source) as file:
-        tensors = list(_tensors(file))
+        tensors = list(_tensors(file, output))
         write_gguf(target, metadata_of(file), tensors)
 
 
@@ -173,7 +181,7 @@ def _token_type(pieces: Any, token: int) -> int:
     return 6 if pieces.is_byte(token) else 1
 
 
-def _tensors(file: L2qFile) -> Iterator[GgufTensor]:
+def _tensors(file: L2qFile, output: str) -> Iterator[GgufTensor]:
     for name in file.recipe.tensors:
         matrix = file.matrix(name)
         stored = matrix.stored
@@ -189,7 +197,8 @@ def _tensors(file: L2qFile) -> Iterator[GgufTensor]:
                 "--grid uniform"
             )
         for index, source in enumerate(matrix.sources):
-            yield _matrix(file, matrix, index, _gguf_name(source))
+            tensor = _matrix(file, matrix, index, _gguf_name(source))
+            yield as_q6_k(tensor) if output == "q6_k" and name == OUTPUT else tensor
     for name, info in file.tensors.items():
         if name.endswith("norm.weight"):
             values = [file.array(name)]
@@ -228,6 +237,30 @@ def _matrix(file: L2qFile, matrix: MatrixSpec, index: int, name: str) -> GgufTen
     n_bytes = matrix.rows * matrix.cols // GROUP * (18 if is_int4 else 34)
     kind = Q4_0 if is_int4 else Q8_0
     return GgufTensor(name, (matrix.rows, matrix.cols), kind, n_bytes, chunks)
+
+
+def as_q6_k(tensor: GgufTensor) -> GgufTensor:
+    """Round a Q8_0 matrix to Q6_K.
+
+    Raises
+    ------
+    ValueError
+        If its rows are not whole blocks of 256.
+    """
+    rows, cols = tensor.shape
+    if tensor.kind != Q8_0 or cols % q6_k.SUPER_BLOCK:
+        raise ValueError(
+            f"{tensor.name} of {cols} columns cannot be Q6_K; its blocks have {q6_k.SUPER_BLOCK}"
+        )
+
+    def chunks() -> Iterator[NDArray[Any]]:
+        for blocks in tensor.chunks():
+            scales = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+            values = scales * blocks[..., 2:].copy().view(np.int8)
+            yield q6_k.encode(values.reshape(-1, cols))
+
+    n_bytes = rows * cols // q6_k.SUPER_BLOCK * q6_k.BLOCK_BYTES
+    return GgufTensor(tensor.name, tensor.shape, q6_k.Q6_K, n_bytes, chunks)
 
 
 def rows_of_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -269,9 +302,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("source", type=Path, metavar="MODEL.l2q")
     parser.add_argument("target", type=Path, metavar="MODEL.gguf")
+    parser.add_argument("--output", choices=["q8_0", "q6_k"], default="q8_0")
     chosen = parser.parse_args(arguments)
     try:
-        export(chosen.source, chosen.target)
+        export(chosen.source, chosen.target, chosen.output)
     except (Llama2qError, ValueError, OSError) as error:
         print(f"gguf_file: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ class Models:
     same : Path
         int4, uniform grid, groups of 32: the weights of `gguf`, value for value.
     gguf : Path
-        Q4_0, output and embeddings Q8_0.
+        Q4_0, embeddings Q8_0, output as asked for.
     mini, mini_gguf : Path
         The demo model, the same weights in both.
     """
@@ -37,15 +37,15 @@ class Models:
     mini_gguf: Path
 
     @classmethod
-    def ensure(cls, folder: Path, shape_name: str, ours: Path | None) -> Self:
+    def ensure(cls, folder: Path, shape_name: str, ours: Path | None, output: str) -> Self:
         """Write what is not there yet (for 7b some minutes and 12 GB the first time)."""
         folder.mkdir(parents=True, exist_ok=True)
         models = cls(
             ours or folder / f"{shape_name}-nonuniform-64.l2q",
             folder / f"{shape_name}-uniform-32.l2q",
-            folder / f"{shape_name}-q4_0.gguf",
+            folder / f"{shape_name}-q4_0-{output}.gguf",
             folder / "mini-uniform-32.l2q",
-            folder / "mini-q4_0.gguf",
+            folder / f"mini-q4_0-{output}.gguf",
         )
         for path, group_size, grid in (
             (models.ours, 64, "nonuniform"),
@@ -64,5 +64,5 @@ class Models:
         for source, target in ((models.same, models.gguf), (models.mini, models.mini_gguf)):
             if not target.exists():
                 print(f"writing {target.name}", file=sys.stderr, flush=True)
-                gguf_file.export(source, target)
+                gguf_file.export(source, target, output)
         return models

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,43 +13,49 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- bench_peers: begin -->", "<!-- bench_peers: end -->"
 
 
-def median(values: Sequence[float]) -> float:
-    """Return the middle value."""
-    return statistics.median(values)
-
-
-def best_setting(result: Result) -> str:
-    """Return the peer's setting with the highest median."""
-    return max(result.peer, key=lambda name: median(result.peer[name]))
-
-
-def short_line(result: Result) -> str:
+def short_line(result: Result, setting: str) -> str:
     """Say how a row stands, for progress."""
-    setting = [*result.peer][-1]
-    ours = ", ".join(f"{kv} {median(values):.2f}" for kv, values in result.ours.items())
+    rates = {name: statistics.median(samples) for name, samples in result.turns[setting].items()}
+    peer = rates.pop("peer")
+    ours = ", ".join(f"{kv} {rate:.2f}" for kv, rate in rates.items())
     return (
-        f"{result.tier}, {result.job.name}: llama2q {ours}; llama.cpp ({setting}) "
-        f"{median(result.peer[setting]):.2f} tok/s"
+        f"{result.tier}, {result.job.name}: llama2q {ours}; llama.cpp ({setting}) {peer:.2f} tok/s"
     )
 
 
 def line_of(result: Result) -> dict[str, Any]:
-    """Return a row of the report."""
-    setting = best_setting(result)
-    peer = median(result.peer[setting])
-    ours = {kv: median(values) for kv, values in result.ours.items()}
+    """Return a row of the report: the turns with the peer's best setting, and their medians.
+
+    A ratio is the median of the ratios turn by turn. The spread is the widest range of a side's
+    samples, over their median.
+    """
+    medians = {name: statistics.median(turns["peer"]) for name, turns in result.turns.items()}
+    setting = max(medians, key=medians.__getitem__)
+    turns = result.turns[setting]
+    peer = turns["peer"]
+    ours = {kv: samples for kv, samples in turns.items() if kv != "peer"}
+    ratios = {
+        kv: statistics.median(a / b for a, b in zip(samples, peer, strict=True))
+        for kv, samples in ours.items()
+    }
+    rates = {kv: statistics.median(samples) for kv, samples in ours.items()}
+    shares = {
+        kv: None if bound is None else bound * rates[kv] / result.job.rate(1.0)
+        for kv, (_, bound) in result.bounds.items()
+    }
     return {
         "tier": result.tier,
         "file": result.model,
         "row": result.job.name,
         **asdict(result.job),
-        "ours": ours,
-        "peer": peer,
+        "ours": rates,
+        "peer": medians[setting],
         "peer_setting": setting,
-        "ratio": {kv: value / peer for kv, value in ours.items()},
-        "limit": {kv: bound for kv, (bound, _) in result.share.items()},
-        "share_of_limit": {kv: share for kv, (_, share) in result.share.items()},
-        "samples": {"ours": result.ours, "peer": result.peer},
+        "ratio": ratios,
+        "spread": max((max(s) - min(s)) / statistics.median(s) for s in turns.values()),
+        "limit": {kv: limit for kv, (limit, _) in result.bounds.items()},
+        "share_of_limit": shares,
+        "turns": result.turns,
     }
 
 
@@ -112,10 +117,11 @@ class Report:
                     f"{line['ratio']['f16']:.2f}" if "f16" in kinds else "",
                     f"{line['ratio']['int8']:.2f}" if "int8" in kinds else "",
                     f"{100 * share:.0f} % of {line['limit'][first]}" if share is not None else "",
+                    f"{100 * line['spread']:.0f} %",
                 ]
             )
         head = ["tier", "row", "llama2q", "int8 KV", "llama.cpp", "its setting", "ratio"]
-        return _markdown([*head, "ratio, int8 KV", "llama2q's share of the limit"], rows)
+        return _markdown([*head, "ratio, int8 KV", "llama2q's share of the limit", "spread"], rows)
 
     def _loads(self) -> str:
         rows = [

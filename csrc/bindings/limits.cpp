@@ -47,7 +47,7 @@ void bind_limits(py::module_& m) {
         py::arg("n_threads") = py::none(), py::arg("seconds") = 0.4,
         "Int8 operations per second of all threads, by the way they were done.");
   m.def("measure_read_bandwidth", &read_bandwidth, py::arg("isa") = py::none(),
-        py::arg("n_threads") = py::none(), py::arg("n_bytes") = int64_t{256} << 20,
+        py::arg("n_threads") = py::none(), py::arg("n_bytes") = int64_t{512} << 20,
         py::arg("seconds") = 2.0,
         "Bytes per second at which all threads read memory, by access pattern.");
 }

@@ -1,6 +1,7 @@
 """Types of the C++ extension. Arrays are C-contiguous; a wrong dtype or shape is an error."""
 
 from collections.abc import Mapping, Sequence
+from mmap import mmap
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -39,17 +40,17 @@ def measure_dot_rate(
 ) -> dict[str, float]:
     """Int8 operations (a multiplication and its addition are two) per second of all threads, by the
     way they were done: the instruction set's idioms, operands in registers or from memory. Takes
-    about that long; each rate is that of the best 5 ms."""
+    about that long; each rate is that of the best 5 ms but one."""
 
 def measure_read_bandwidth(
     isa: str | None = None,
     n_threads: int | None = None,
-    n_bytes: int = 268435456,
+    n_bytes: int = 536870912,
     seconds: float = 2.0,
 ) -> dict[str, float]:
     """Bytes per second at which all threads together read n_bytes of memory, by access pattern:
     streams side by side, prefetch distance, shares or pieces, small or huge pages. Each pattern is
-    tried, the fastest ones for about that long; each rate is that of the best pass."""
+    tried, the fastest ones for about that long; each rate is that of the best eighth but one."""
 
 class Matrix:
     """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""
@@ -157,6 +158,20 @@ class Model:
 
     def copy_blocks(self, source: _I32, destination: _I32) -> None:
         """Copy K and V of block source[i] to destination[i] in every layer."""
+
+    def read_ahead(
+        self,
+        file: int,
+        map: mmap,
+        layers: Sequence[tuple[int, int, bool]],
+        window_bytes: int,
+    ) -> None:
+        """From now on, steps read the weights of layers ahead of their use (Linux).
+
+        file: a descriptor of the mapped file, duplicated; map: the read-only map that the weights
+        lie in; layers: for each its first byte, the byte after its last, and whether it is dropped
+        after use; window_bytes: how much of these may be in memory at once.
+        """
 
     # The ops, for calibration and tests; x, q and so on are float32 (n, width).
     def embed(self, token_ids: _I32) -> _F32: ...

@@ -70,6 +70,7 @@ def _core_program() -> list[str | Path] | None:
         f"-DCMAKE_CXX_COMPILER={clang}",
         "-DLLAMA2Q_FUZZ=ON",
         "-DLLAMA2Q_FUZZ_ENGINE=ON",
+        *native_build.avxvnni_options(),
         "-DLLAMA2Q_SANITIZE=address,undefined",
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     )

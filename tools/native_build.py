@@ -43,6 +43,17 @@ def build(folder: Path, *options: str) -> int:
     ) or run([BIN / "cmake", "--build", folder])
 
 
+def avxvnni_options() -> tuple[str, ...]:
+    """Return what lets a CPU with AVX-512 VNNI alone run the avxvnni unit, for checks of it."""
+    try:
+        words = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return ()
+    if "avx512_vnni" in words and "avx_vnni" not in words:
+        return ("-DLLAMA2Q_AVXVNNI_AS_AVX512=ON",)
+    return ()
+
+
 def package_of(folder: Path) -> Path:
     """Put the Python sources around a build's extension; return what PYTHONPATH needs."""
     target = folder / "python"

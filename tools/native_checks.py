@@ -15,11 +15,12 @@ import own_venv
 BUILD = own_venv.ROOT / "build"
 
 _SUBJECTS = {
-    "address,undefined": ("tests/kernels", "tests/engine", "tests/quant"),
+    "address,undefined": ("tests/kernels", "tests/engine", "tests/quant", "tests/bindings"),
     "thread": (
         "tests/engine/test_concurrent_steps.py",
         "tests/engine/test_bitwise.py",
         "tests/engine/test_step_checks.py",
+        "tests/test_read_ahead.py",
         "tests/kernels/test_matmul.py",
         "tests/quant/test_core_quantizers.py",
     ),
@@ -38,7 +39,11 @@ _LEFT_OUT = {
         "tests/engine/test_quality.py",
         "tests/engine/test_float_environment.py::test_sampled_text_of_whole_processes",
     ),
-    "thread": _LARGE,
+    "thread": (
+        *_LARGE,
+        # The sanitizer knows no threads after a fork.
+        "tests/test_read_ahead.py::test_a_forked_child_goes_on",
+    ),
 }
 _OPTIONS = {
     # Leaks are not looked for: the interpreter itself keeps memory until the process ends. The fuzz
@@ -93,6 +98,7 @@ def sanitized(kind: str) -> int:
         folder,
         "-DCMAKE_CXX_COMPILER=g++",
         f"-DLLAMA2Q_SANITIZE={kind}",
+        *native_build.avxvnni_options(),
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     )
     if failed:

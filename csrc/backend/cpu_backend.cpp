@@ -118,7 +118,7 @@ void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   }
   const int64_t share = quantized ? matmul_scratch(jobs.front().input.n_tokens) : 0;
   float* scratch = matmul_scratch_.reserve(share * pool_.n_threads());
-  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_threads()), 1, 8);
+  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_running()), 1, 8);
   pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int thread) {
     int64_t first = 0;
     for (const MatmulArgs& job : jobs) {

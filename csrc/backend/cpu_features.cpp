@@ -50,6 +50,14 @@ bool has_avx512vnni() {
          bit(seven.b, 17) /* DQ */ && bit(seven.b, 30) /* BW */ && bit(seven.b, 31) /* VL */ &&
          bit(seven.c, 11) /* VNNI */;
 }
+
+bool has_avxvnni() {
+#if defined(LLAMA2Q_AVXVNNI_AS_AVX512)
+  return has_avx512vnni();
+#else
+  return has_avx2() && bit(cpuid(7, 1).a, 4);
+#endif
+}
 #endif
 
 std::string names_of(const std::vector<const KernelTable*>& tables) {
@@ -68,6 +76,9 @@ const std::vector<const KernelTable*>& available_kernels() {
 #if defined(LLAMA2Q_HAVE_AVX2)
     if (has_avx2()) found.push_back(&kAvx2Kernels);
 #endif
+#if defined(LLAMA2Q_HAVE_AVXVNNI)
+    if (has_avxvnni()) found.push_back(&kAvxVnniKernels);
+#endif
 #if defined(LLAMA2Q_HAVE_AVX512VNNI)
     if (has_avx512vnni()) found.push_back(&kAvx512VnniKernels);
 #endif
@@ -80,6 +91,9 @@ std::vector<std::string> compiled_kernels() {
   std::vector<std::string> names{kScalarKernels.name};
 #if defined(LLAMA2Q_HAVE_AVX2)
   names.emplace_back("avx2");
+#endif
+#if defined(LLAMA2Q_HAVE_AVXVNNI)
+  names.emplace_back("avxvnni");
 #endif
 #if defined(LLAMA2Q_HAVE_AVX512VNNI)
   names.emplace_back("avx512vnni");

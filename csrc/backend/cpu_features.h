@@ -30,4 +30,8 @@ const KernelTable& kernels_named(std::string_view name);
 // kind where the CPU has several, and at most the cgroup's quota. At least 1.
 int default_thread_count();
 
+// How many threads can run at once: the CPUs of the affinity mask, siblings of a core included,
+// and at most the cgroup's quota. At least 1.
+int usable_cpus();
+
 }  // namespace llama2q

@@ -80,7 +80,9 @@ double quota_cores() {
   if (v1 >> quota && v1_period >> period && quota > 0.0 && period > 0.0) return quota / period;
   return kUnlimited;
 }
+int allowed_cpu_count() { return static_cast<int>(allowed_cpus().size()); }
 #else
+int allowed_cpu_count() { return static_cast<int>(std::thread::hardware_concurrency()); }
 int physical_fast_cores() { return static_cast<int>(std::thread::hardware_concurrency()); }
 double quota_cores() { return 1e9; }
 #endif
@@ -90,6 +92,11 @@ double quota_cores() { return 1e9; }
 int default_thread_count() {
   const double cores = std::min(static_cast<double>(physical_fast_cores()), quota_cores());
   return std::max(1, static_cast<int>(std::floor(cores)));
+}
+
+int usable_cpus() {
+  const double cpus = std::min(static_cast<double>(allowed_cpu_count()), quota_cores());
+  return std::max(1, static_cast<int>(std::ceil(cpus)));
 }
 
 }  // namespace llama2q

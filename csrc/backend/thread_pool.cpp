@@ -3,28 +3,17 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "backend/cpu_features.h"
 #include "base/check.h"
 #include "base/float_env.h"
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#endif
+#include "base/forks.h"
 
 namespace llama2q {
 namespace {
-
-std::atomic<uint64_t> fork_generation{0};
-
-void count_forks() {
-#if defined(__unix__) || defined(__APPLE__)
-  static std::once_flag once;
-  std::call_once(once,
-                 [] { pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); }); });
-#endif
-}
 
 void pause() {
 #if defined(__x86_64__)
@@ -34,10 +23,19 @@ void pause() {
 #endif
 }
 
-// Spins for about 30 us until done() holds; says whether it did.
+using std::chrono::microseconds;
+
+// How long a worker waits for the next job before it parks: longer than what the caller does
+// between the ops of a layer.
+constexpr microseconds kSpin{30};
+// How long the caller, who leaves its core to whoever wants it, waits for a worker that has lost
+// its own before it parks: a time slice.
+constexpr microseconds kYield{4000};
+
+// Spins for a while until done() holds; says whether it did.
 template <class Done>
 bool spin(Done done) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(30);
+  const auto end = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; ++i) {
       if (done()) return true;
@@ -57,9 +55,12 @@ struct ThreadPool::Workers {
   int64_t grain = 1;
   std::atomic<int64_t> next{0};
 
-  // Bit 31: the job is open to workers. Below: how many are inside. A worker that wakes up after
-  // the caller closed the job is not waited for.
+  // Whether the job is open to workers, whether the caller has parked, and below these bits how
+  // many workers are inside. A worker that wakes up after the caller closed the job is not waited
+  // for.
   static constexpr uint32_t kOpen = 1u << 31;
+  static constexpr uint32_t kCallerParked = 1u << 30;
+  static constexpr uint32_t kInside = kCallerParked - 1;
   std::atomic<uint32_t> state{0};
   std::atomic<uint32_t> epoch{0};
   std::atomic<bool> stop{false};
@@ -79,7 +80,7 @@ struct ThreadPool::Workers {
       if (!state.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire)) continue;
       const FloatEnv environment;
       work(thread);
-      state.fetch_sub(1, std::memory_order_release);
+      if (state.fetch_sub(1, std::memory_order_release) == (kCallerParked | 1)) state.notify_one();
       return;
     }
   }
@@ -95,29 +96,56 @@ struct ThreadPool::Workers {
       join_job(thread);
     }
   }
+
+  // What a thread does for which there is no CPU.
+  void rest() noexcept { stop.wait(false); }
+
+  // Closes the job and waits for those who are inside.
+  void finish_job() noexcept {
+    const auto done = [&] { return (state.load(std::memory_order_acquire) & kInside) == 0; };
+    state.fetch_and(~kOpen, std::memory_order_acq_rel);
+    const auto end = std::chrono::steady_clock::now() + kYield;
+    while (!done()) {
+      if (spin(done)) return;
+      if (std::chrono::steady_clock::now() >= end) return park_caller();
+      std::this_thread::yield();
+    }
+  }
+
+  void park_caller() noexcept {
+    uint32_t seen = state.fetch_or(kCallerParked, std::memory_order_acq_rel) | kCallerParked;
+    while ((seen & kInside) != 0) {
+      state.wait(seen, std::memory_order_acquire);
+      seen = state.load(std::memory_order_acquire);
+    }
+    state.store(0, std::memory_order_relaxed);
+  }
 };
 
-ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
+ThreadPool::ThreadPool(int n_threads)
+    : n_threads_(n_threads), n_running_(std::min(n_threads, usable_cpus())) {
   require(n_threads >= 1 && n_threads <= 1024,
           "n_threads is " + std::to_string(n_threads) + "; expected 1 to 1024");
-  count_forks();
   start();
 }
 
 void ThreadPool::start() {
-  fork_generation_ = fork_generation.load();
+  fork_count_ = fork_count();
   workers_ = std::make_unique<Workers>();
   for (int thread = 1; thread < n_threads_; ++thread) {
-    workers_->threads.emplace_back([workers = workers_.get(), thread] { workers->loop(thread); });
+    workers_->threads.emplace_back([workers = workers_.get(), thread, runs = thread < n_running_] {
+      runs ? workers->loop(thread) : workers->rest();
+    });
   }
 }
 
 ThreadPool::~ThreadPool() {
-  if (fork_generation_ != fork_generation.load()) {
+  if (fork_count_ != fork_count()) {
     workers_.release();  // the parent's threads do not exist here and cannot be joined
     return;
   }
   workers_->stop.store(true);
+  workers_->stop.notify_all();
   workers_->epoch.fetch_add(1, std::memory_order_release);
   workers_->epoch.notify_all();
   for (std::thread& thread : workers_->threads) thread.join();
@@ -125,11 +153,11 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(int64_t n, int64_t grain, Body body, void* context) {
   if (n <= 0) return;
-  if (fork_generation_ != fork_generation.load(std::memory_order_relaxed)) {
+  if (fork_count_ != fork_count()) {
     workers_.release();
     start();
   }
-  if (n_threads_ == 1 || n <= grain) {
+  if (n_running_ == 1 || n <= grain) {
     for (int64_t i = 0; i < n; i += grain) body(context, i, std::min(i + grain, n), 0);
     return;
   }
@@ -143,12 +171,7 @@ void ThreadPool::run(int64_t n, int64_t grain, Body body, void* context) {
   w.epoch.fetch_add(1, std::memory_order_release);
   w.epoch.notify_all();
   w.work(0);
-  w.state.fetch_and(~Workers::kOpen, std::memory_order_acq_rel);
-  while (w.state.load(std::memory_order_acquire) != 0) {
-    if (!spin([&] { return w.state.load(std::memory_order_acquire) == 0; })) {
-      std::this_thread::yield();
-    }
-  }
+  w.finish_job();
 }
 
 }  // namespace llama2q

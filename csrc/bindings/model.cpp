@@ -119,6 +119,33 @@ class PyModel {
     });
   }
 
+  // Only a read-only map: its pages may be dropped, as what they hold can be read again.
+  void read_ahead(int file, const py::object& map,
+                  const std::vector<std::tuple<int64_t, int64_t, bool>>& layers,
+                  int64_t window_bytes) {
+    require(py::isinstance(map, py::module_::import("mmap").attr("mmap")),
+            std::string("read_ahead: map is a ") + Py_TYPE(map.ptr())->tp_name +
+                "; expected an mmap.mmap");
+    const py::buffer_info info = py::reinterpret_borrow<py::buffer>(map).request();
+    require(info.readonly, "read_ahead: map is writable; expected access=ACCESS_READ");
+    const int64_t size = info.size;
+    require(static_cast<int64_t>(layers.size()) == forward_->config().n_layers,
+            "read_ahead: " + to_string(layers.size()) + " layers; the model has " +
+                to_string(forward_->config().n_layers));
+    std::vector<LayerBytes> bytes;
+    for (const auto& [begin, end, streamed] : layers) {
+      require(0 <= begin && begin < end && end <= size,
+              "read_ahead: a layer at bytes " + to_string(begin) + " to " + to_string(end) +
+                  "; the map has " + to_string(size));
+      bytes.push_back({begin, end, streamed});
+    }
+    require(window_bytes >= 0, "read_ahead: window_bytes is " + to_string(window_bytes));
+    kept_.append(map);
+    const std::span file_bytes(static_cast<const std::byte*>(info.ptr), static_cast<size_t>(size));
+    auto reader = std::make_unique<ReadAhead>(file, file_bytes, std::move(bytes), window_bytes);
+    locked([&] { forward_->set_read_ahead(std::move(reader)); });
+  }
+
   py::array_t<float> embed(const py::array& token_ids) {
     check_array(token_ids, "token_ids", "int32", {kAny});
     forward_->check_tokens(data_of<int32_t>(token_ids), token_ids.size());
@@ -323,6 +350,12 @@ void bind_model(py::module_& m) {
            "float32 (m, vocab_size), or (m, dim) after the final norm for output=\"hidden\".")
       .def("copy_blocks", &PyModel::copy_blocks, arg("source"), arg("destination"),
            "Copy K and V of block source[i] to destination[i] in every layer; int32 (n,) each.")
+      .def("read_ahead", &PyModel::read_ahead, arg("file"), arg("map"), arg("layers"),
+           arg("window_bytes"),
+           "From now on, steps read the weights of layers ahead of their use (Linux). file: a "
+           "descriptor of the mapped file, duplicated; map: the read-only map that the weights lie "
+           "in; layers: for each its first byte, the byte after its last, and whether it is "
+           "dropped after use; window_bytes: how much of these may be in memory at once.")
       .def("embed", &PyModel::embed, arg("token_ids"), "int32 (n,) -> float32 (n, dim).")
       .def("qkv", &PyModel::qkv, arg("layer"), arg("x"), arg("positions"), arg("sequence_of_token"),
            arg("block_tables"),

@@ -99,6 +99,8 @@ struct Avx512Vnni {
   static float fma_scalar(float a, float b, float c) {
     return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
   }
+  static F repeat_even(F x) { return _mm512_moveldup_ps(x); }
+  static F repeat_odd(F x) { return _mm512_movehdup_ps(x); }
   static F rint(F x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }

@@ -112,6 +112,13 @@ struct Scalar {
   static F min(F a, F b) {
     return make([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
   }
+  // Lanes 0 0 2 2 ..., and 1 1 3 3 ...
+  static F repeat_even(F x) {
+    return make([&](int i) { return x.lane[i & ~1]; });
+  }
+  static F repeat_odd(F x) {
+    return make([&](int i) { return x.lane[i | 1]; });
+  }
   // Ties to even; |x| < 2^22.
   static float rint_scalar(float x) { return (x + 12582912.0f) - 12582912.0f; }
   static F rint(F x) {

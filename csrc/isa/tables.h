@@ -7,6 +7,7 @@ namespace llama2q {
 
 extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvx512VnniKernels;
 
 }  // namespace llama2q

@@ -70,11 +70,22 @@ void rms_norm(const float* x, const float* weight, int64_t dim, float eps, float
 template <class V>
 void rope(float* x, const float* cos, const float* sin, int64_t n_heads,
           int64_t head_dim) noexcept {
-  for (int64_t h = 0; h < n_heads; ++h, x += head_dim) {
-    for (int64_t i = 0; i < head_dim / 2; ++i) {
-      const float x0 = x[2 * i], x1 = x[2 * i + 1];
-      x[2 * i] = V::fma_scalar(x0, cos[i], -(x1 * sin[i]));
-      x[2 * i + 1] = V::fma_scalar(x0, sin[i], x1 * cos[i]);
+  for (int64_t d = 0; d < head_dim; d += 16) {
+    const int64_t n = head_dim - d;
+    float of_x0[16] = {}, of_x1[16] = {};
+    for (int64_t i = 0; i < 16 && i < n; i += 2) {
+      const float c = cos[(d + i) / 2], s = sin[(d + i) / 2];
+      of_x0[i] = c;
+      of_x0[i + 1] = s;
+      of_x1[i] = -s;
+      of_x1[i + 1] = c;
+    }
+    const typename V::F factor0 = V::load(of_x0), factor1 = V::load(of_x1);
+    for (int64_t h = 0; h < n_heads; ++h) {
+      float* pairs = x + h * head_dim + d;
+      const typename V::F value = V::load_partial(pairs, n);
+      const typename V::F x1_terms = V::mul(V::repeat_odd(value), factor1);
+      V::store_partial(pairs, V::fma(V::repeat_even(value), factor0, x1_terms), n);
     }
   }
 }

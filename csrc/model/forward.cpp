@@ -127,11 +127,13 @@ void Forward::step(const StepArgs& args, const std::function<void()>& between_la
     embed(args.token_ids + begin, n, x);
     for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
       between_layers();
+      if (read_ahead_) read_ahead_->acquire(layer, between_layers);
       qkv(layer, batch, x, q);
       attend(layer, batch, q, attended);
       project(layer, n, attended, x);
       gate_up(layer, n, x, hidden);
       down(layer, n, hidden, x);
+      if (read_ahead_) read_ahead_->release(layer);
     }
     const int64_t first = row;
     while (row < args.n_rows && args.output_rows[row] < end) ++row;

@@ -3,10 +3,12 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "backend/backend.h"
 #include "base/buffer.h"
 #include "model/kv_cache.h"
+#include "model/read_ahead.h"
 #include "model/weights.h"
 
 namespace llama2q {
@@ -37,6 +39,9 @@ class Forward {
   int64_t output_width(Output output) const {
     return output == Output::kLogits ? config_.vocab_size : config_.dim;
   }
+
+  // From now on, steps take the weights of layers from this reader.
+  void set_read_ahead(std::unique_ptr<ReadAhead> reader) { read_ahead_ = std::move(reader); }
 
   // Bytes of work space held now, and what steps make of it that have n_tokens tokens and ask
   // for n_rows rows at most; group_size is that of the quantized matrices, 0 if all are dense.
@@ -70,6 +75,7 @@ class Forward {
   Weights weights_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<ReadAhead> read_ahead_;
   Buffer<float> x_, q_, attended_, hidden_, rows_;
 };
 

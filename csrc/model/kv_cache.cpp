@@ -23,6 +23,9 @@ int64_t element_bytes(KvType type) {
 
 int64_t rounded_up(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
+// Bytes of a block in one layer from which on huge pages hold few enough of them.
+constexpr int64_t kHugePagesFrom = int64_t{256} * 1024;
+
 void* reserve_memory(size_t bytes) {
 #if defined(_WIN32)
   void* p = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
@@ -81,6 +84,10 @@ KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_h
   const int64_t data = sizes.data, scales = sizes.scales;
   memory_bytes_ = static_cast<size_t>(sizes.total);
   memory_ = reserve_memory(memory_bytes_);
+#if defined(MADV_HUGEPAGE)
+  // Each of them is committed as a whole.
+  if (sizes.block >= kHugePagesFrom) madvise(memory_, memory_bytes_, MADV_HUGEPAGE);
+#endif
   char* p = static_cast<char*>(memory_);
   const auto take = [&p](int64_t bytes) {
     char* part = p;

@@ -1,6 +1,7 @@
 """Types of the C++ extension. Arrays are C-contiguous; a wrong dtype or shape is an error."""
 
 from collections.abc import Mapping, Sequence
+from mmap import mmap
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -157,6 +158,20 @@ class Model:
 
     def copy_blocks(self, source: _I32, destination: _I32) -> None:
         """Copy K and V of block source[i] to destination[i] in every layer."""
+
+    def read_ahead(
+        self,
+        file: int,
+        map: mmap,
+        layers: Sequence[tuple[int, int, bool]],
+        window_bytes: int,
+    ) -> None:
+        """From now on, steps read the weights of layers ahead of their use (Linux).
+
+        file: a descriptor of the mapped file, duplicated; map: the read-only map that the weights
+        lie in; layers: for each its first byte, the byte after its last, and whether it is dropped
+        after use; window_bytes: how much of these may be in memory at once.
+        """
 
     # The ops, for calibration and tests; x, q and so on are float32 (n, width).
     def embed(self, token_ids: _I32) -> _F32: ...

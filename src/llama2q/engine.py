@@ -142,6 +142,7 @@ class Engine:
             n_blocks=self.pool.n_blocks,
             n_threads=n_threads,
             isa=isa,
+            read_ahead=plan.read_ahead,
         )
         _log.info(
             "%s KV cache %s%s, %d bytes a token, %d context(s); %d threads, %s",
@@ -250,8 +251,11 @@ class Engine:
             If the flag was set.
         ClosedError
             If `close` was called, before or meanwhile.
+        TruncatedFileError
+            If the model file has become shorter or longer meanwhile.
         """
         model = self._open_model()
+        self._file.check_size()
         for span in spans:
             end = span.sequence.n_tokens + len(span.token_ids)
             if end > self.n_ctx:

@@ -15,6 +15,7 @@ from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import BLOCK, blocks_for
 from llama2q.memory import format_size, parse_size
+from llama2q.read_ahead import ReadAhead, read_ahead_for
 
 KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
 
@@ -65,6 +66,8 @@ class Plan:
         Memory that can be had.
     would_fit : tuple of Alternative
         Empty if the plan fits; best first. They hold the weights too, unless nothing can.
+    read_ahead : ReadAhead or None
+        Which layers are read from disk at each step, where the weights do not fit (on Linux).
     """
 
     name: str
@@ -77,6 +80,7 @@ class Plan:
     overhead_bytes: int
     available_bytes: int
     would_fit: tuple[Alternative, ...]
+    read_ahead: ReadAhead | None = None
 
     @property
     def anonymous_bytes(self) -> int:
@@ -116,13 +120,23 @@ class Plan:
         if self.fits:
             return text + "fits."
         if self.can_load:
-            text += "the weights do not fit beside the rest and will be read from disk at each step"
+            text += f"the weights do not fit beside the rest{self._from_disk()}"
         else:
             text += "does not fit, even with the weights left on disk"
         if not self.would_fit:
             return text + ". Nothing would; free some memory or take a smaller model."
         options = "; or ".join(self._describe(option) for option in self.would_fit)
         return f"{text}. Would fit: {options}."
+
+    def _from_disk(self) -> str:
+        if self.read_ahead is None:
+            return " and will be read from disk at each step"
+        streamed = self.read_ahead.streamed_bytes
+        return (
+            f": {format_size(streamed, self.total_bytes)} of them "
+            f"({len(self.read_ahead.streamed)} of {self.read_ahead.n_layers} layers), read ahead "
+            "of their use, will be read from disk at each step"
+        )
 
     def _describe(self, option: Alternative) -> str:
         parts = []
@@ -246,6 +260,7 @@ def plan_for(
         n_sequences=n_sequences,
         total_bytes=needs.total(n_ctx, kv_dtype, n_sequences),
     )
+    room = available - needs.anonymous(n_ctx, kv_dtype, n_sequences)
     return Plan(
         name=_name(file),
         n_ctx=n_ctx,
@@ -257,6 +272,7 @@ def plan_for(
         overhead_bytes=needs.overhead,
         available_bytes=available,
         would_fit=_alternatives(needs, chosen, available),
+        read_ahead=read_ahead_for(file, room),
     )
 
 

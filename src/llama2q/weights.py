@@ -10,6 +10,7 @@ from llama2q.format.layout import INV_FREQ
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.quant import GRIDS
+from llama2q.read_ahead import CACHE_CAN_BE_STEERED, ReadAhead, layer_ranges
 
 
 def build_model(
@@ -19,6 +20,7 @@ def build_model(
     n_blocks: int,
     n_threads: int | None = None,
     isa: str | None = None,
+    read_ahead: ReadAhead | None = None,
 ) -> _core.Model:
     """Hand every tensor of a file to the core.
 
@@ -34,6 +36,8 @@ def build_model(
         Computing threads; None takes the physical cores that this process may use.
     isa : str or None
         Instruction set; None takes LLAMA2Q_ISA or the fastest.
+    read_ahead : ReadAhead or None
+        Layers that do not stay in memory.
     """
     config = file.config
     layers: list[dict[str, _core.Matrix | NDArray[np.float32]]] = []
@@ -44,7 +48,7 @@ def build_model(
         for name in LAYER_MATRICES:
             layer[name.split(".")[1]] = _matrix(file, f"layers.{i}.{name}")
         layers.append(layer)
-    return _core.Model(
+    model = _core.Model(
         config=config.to_dict(),
         tok_embeddings=_embedding(file),
         layers=layers,
@@ -56,6 +60,16 @@ def build_model(
         n_threads=n_threads,
         isa=isa,
     )
+    if CACHE_CAN_BE_STEERED:
+        streamed: tuple[int, ...] = ()
+        window_bytes = 0
+        if read_ahead is not None:
+            streamed, window_bytes = read_ahead.streamed, read_ahead.window_bytes
+        ranges = enumerate(layer_ranges(file))
+        places = [(begin, end, i in streamed) for i, (begin, end) in ranges]
+        with file.path.open("rb") as descriptor:
+            model.read_ahead(descriptor.fileno(), file.map, places, window_bytes)
+    return model
 
 
 def _matrix(file: L2qFile, name: str) -> _core.Matrix:

@@ -91,6 +91,20 @@ def test_leaving_without_finish_is_an_error_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_kill_right_after_the_rename(tmp_path: Path, whole: bytes, overwrite: bool) -> None:
+    """The journal that it leaves has no file any more; the next run removes it, refused or not."""
+    path = tmp_path / "x.l2q"
+    path.write_bytes(whole)
+    journal_of(path).write_bytes(b"{}\n")
+    if overwrite:
+        run(path, StopAt(-1))
+    else:
+        with pytest.raises(OutputExistsError):
+            Writer(path, metadata(), TOKENIZER, fingerprint="f")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.l2q"]
+
+
 @pytest.mark.parametrize("what", [KeyboardInterrupt(), SystemExit(1)])
 def test_interruption_and_resume(tmp_path: Path, whole: bytes, what: BaseException) -> None:
     path = tmp_path / "x.l2q"

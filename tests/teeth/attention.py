@@ -82,11 +82,11 @@ ATTENTION_FAULTS = (
         f"{ATTENTION}::test_contract",
     ),
     fault(
-        "tile over two sequences",
-        "csrc/backend/cpu_attention.cpp",
-        "batch.sequence_of_token[end] == batch.sequence_of_token[begin]",
-        "batch.sequence_of_token[end] >= batch.sequence_of_token[begin]",
-        f"{BITWISE}::test_ragged_batch",
+        "rows of a tile at the first row's position",
+        "csrc/kernels/attention.h",
+        "args.positions[(tile.first_row + r) / group]",
+        "args.positions[tile.first_row / group]",
+        f"{ATTENTION}::test_neighbours_in_a_tile_do_not_matter",
     ),
     fault(
         "slices of a tile without their last chunk",

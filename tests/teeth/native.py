@@ -161,26 +161,22 @@ NATIVE = (
         "kernels/test_rms_norm.py::test_contract",
         "kernels/test_rms_norm.py::test_float64",
     ),
-    Mutant(
+    fault(
         "half-split RoPE",
-        (
-            Edit(
-                "csrc/kernels/rows.h",
-                "const float x0 = x[2 * i], x1 = x[2 * i + 1];",
-                "const float x0 = x[i], x1 = x[i + head_dim / 2];",
-            ),
-            Edit(
-                "csrc/kernels/rows.h",
-                "x[2 * i] = V::fma_scalar",
-                "x[i] = V::fma_scalar",
-            ),
-            Edit(
-                "csrc/kernels/rows.h",
-                "x[2 * i + 1] = V::fma_scalar",
-                "x[i + head_dim / 2] = V::fma_scalar",
-            ),
-        ),
-        ("kernels/test_rope.py",),
+        "csrc/kernels/rows.h",
+        "  for (int64_t d = 0; d < head_dim; d += 16) {\n    const int64_t n = head_dim - d;\n",
+        """\
+  const int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < n_heads * half; ++i) {
+    float *x0 = x + i / half * head_dim + i % half, *x1 = x0 + half;
+    const float c = cos[i % half], s = sin[i % half], y0 = *x0 * c - *x1 * s;
+    *x1 = *x0 * s + *x1 * c;
+    *x0 = y0;
+  }
+  for (int64_t d = head_dim; d < head_dim; d += 16) {
+    const int64_t n = head_dim - d;
+""",
+        "kernels/test_rope.py",
     ),
     fault(
         "non-finite activations pass",

@@ -162,11 +162,33 @@ class L2qFile:
 
     def view(self, info: TensorInfo) -> NDArray[Any]:
         """Return a read-only view of a tensor or pad by its place."""
-        if self._map is None:
-            raise ClosedError(f"{self.path.name} is closed")
         dtype = NUMPY_DTYPES[info.dtype]
         count = info.nbytes // dtype.itemsize
-        return np.frombuffer(self._map, dtype, count, info.offset).reshape(info.shape)
+        return np.frombuffer(self.map, dtype, count, info.offset).reshape(info.shape)
+
+    @property
+    def map(self) -> mmap.mmap:
+        """The read-only map of the whole file."""
+        if self._map is None:
+            raise ClosedError(f"{self.path.name} is closed")
+        return self._map
+
+    def check_size(self) -> None:
+        """Refuse to go on with a file that has changed its size; takes a microsecond.
+
+        Reading the map behind the file's end kills the process (SIGBUS).
+
+        Raises
+        ------
+        TruncatedFileError
+            The file is not as long as it was when it was opened.
+        """
+        size = self.map.size()
+        if size != self.file_bytes:
+            raise TruncatedFileError(
+                f"{self.path.name} has {size} bytes now, {self.file_bytes} when it was opened: "
+                "something wrote to it while it was in use; copy or convert it again"
+            )
 
     def verify(self, progress: Callable[[int, int, str], None] | None = None) -> None:
         """Read all data and check hashes, code ranges, scales and padding.

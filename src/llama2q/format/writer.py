@@ -100,6 +100,9 @@ class Writer:
         self.metadata = metadata
         self.tokenizer = tokenizer
         self._overwrite = overwrite
+        self._part_path = self.path.with_name(self.path.name + ".part")
+        journal_path = self._part_path.with_name(self._part_path.name + ".journal")
+        self._remove_orphan(journal_path)
         self._refuse_existing()
         specs = tensor_specs(metadata.config, metadata.recipe, len(tokenizer))
         self._placed = place(specs)
@@ -108,9 +111,8 @@ class Writer:
         self._data_start = len(header)
         self.file_bytes = len(header) + self._placed[-1].end
         self.data_bytes = sum(spec.nbytes for spec in specs)
-        self._part_path = self.path.with_name(self.path.name + ".part")
         self._journal = Journal(
-            self._part_path.with_name(self._part_path.name + ".journal"),
+            journal_path,
             hashlib.sha256(
                 b"\0".join([header, fingerprint.encode(), hashlib.sha256(tokenizer).digest()])
             ).hexdigest(),
@@ -197,6 +199,7 @@ class Writer:
                 self._part.close()  # an open file cannot be renamed; elsewhere it stays locked
             self._part_path.replace(self.path)
             self._renamed = True
+            _leave_page_cache(self._part)
             self._part.close()
             self._journal.remove()
             _fsync_folder(self.path.parent)
@@ -263,6 +266,12 @@ class Writer:
         }
         strings = self.metadata.with_hashes(self.metadata.source, placeholders).to_strings()
         return build_header(self._placed, {**strings, "model_id": model_id})
+
+    def _remove_orphan(self, journal: Path) -> None:
+        """Remove a journal without its file: a run was killed right after its rename."""
+        if journal.exists() and not self._part_path.exists():
+            with contextlib.suppress(OSError):
+                journal.unlink()
 
     def _refuse_existing(self) -> None:
         if self.path.is_dir():
@@ -358,6 +367,13 @@ def _lock(file: BinaryIO) -> bool:
         except OSError:
             _log.debug("this file system has no locks")
     return True
+
+
+def _leave_page_cache(file: BinaryIO) -> None:
+    """Drop what was written from memory: the next one to map it has it read in larger pages."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _is_file(file: BinaryIO, path: Path) -> bool:

@@ -231,7 +231,7 @@ def test_tiers_name_instruction_sets() -> None:
     assert {tier.isa for tier in TIERS.values()} == {None, "avx2", "avxvnni"}
 
 
-@pytest.mark.parametrize("wrong", [["--tiers", "sse"], ["--threads", "0"], ["--repeat", "-1"]])
+@pytest.mark.parametrize("wrong", [["--tiers", "sse"], ["--kinds", "rows"], ["--threads", "0"], ["--repeat", "-1"]])
 def test_wrong_options(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench_peers.parse_arguments(wrong)

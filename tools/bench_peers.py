@@ -79,6 +79,10 @@ QUICK = Scope(
 )
 
 
+KINDS = ("prefill", "decode", "step", "batch", "load")
+"""What --kinds takes."""
+
+
 @dataclass(slots=True)
 class Result:
     """What both sides did in a row.
@@ -103,20 +107,22 @@ class Result:
 class Run:
     """Collects results of a tier while both sides take turns."""
 
-    def __init__(self, tier: peers_build.Tier, model: str, n_threads: int) -> None:
+    def __init__(self, tier: peers_build.Tier, model: str, results: list[Result]) -> None:
         self._tier = tier
         self._model = model
-        self._n_threads = n_threads
-        self.results: dict[Job, Result] = {}
+        self._results = results
+        self._by_job: dict[Job, Result] = {}
 
     def measure(
         self, job: Job, peer: Peer, setting: Setting, ours: Mapping[str, Ours], n: int
     ) -> None:
         """Let both sides take n turns at a row, fewer if that takes long."""
-        result = self.results.setdefault(job, Result(job, self._tier.name, self._model))
+        result = self._by_job.get(job)
+        if result is None:
+            result = self._by_job[job] = Result(job, self._tier.name, self._model)
         calls = job.tokens if job.kind in ("decode", "batch") else 1
-        turns = result.turns.setdefault(setting.name, {"peer": [], **{kv: [] for kv in ours}})
         sides: dict[str, Peer | Ours] = {"peer": peer, **ours}
+        turns: dict[str, list[float]] = {name: [] for name in sides}
         total = 0.0
         for turn in range(n):
             if turn > 1 and total * (turn + 1) / turn > _ROW_SECONDS:
@@ -125,6 +131,9 @@ class Run:
                 seconds = side.seconds(job)
                 total += seconds * calls
                 turns[name].append(job.rate(seconds))
+        if not result.turns:
+            self._results.append(result)
+        result.turns[setting.name] = turns
         result.bounds = {name: side.share(job, 1.0) for name, side in ours.items()}
         say(peers_report.short_line(result, setting.name))
 
@@ -140,10 +149,11 @@ def run_tier(
     n_threads: int,
     limits: dict[str, float],
     settings: tuple[Setting, ...],
-) -> list[Result]:
+    results: list[Result],
+) -> None:
     """Measure a tier with all settings of the peer; the first one has all rows."""
     driver = peers_build.build_driver(tier)
-    run = Run(tier, models.ours.name, n_threads)
+    run = Run(tier, models.ours.name, results)
     common: dict[str, Any] = {"n_threads": n_threads, "isa": tier.isa, "limits": limits}
     for index, setting in enumerate(settings):
         with ExitStack() as stack:
@@ -173,7 +183,6 @@ def run_tier(
             for n in scope.sequences:
                 job = Job("batch", scope.decode, 0, n)
                 run.measure(job, peer, setting, {"f16": side}, scope.repeat)
-    return list(run.results.values())
 
 
 def jobs_of(scope: Scope, with_steps: bool) -> Iterator[Job]:
@@ -188,18 +197,23 @@ def jobs_of(scope: Scope, with_steps: bool) -> Iterator[Job]:
 
 
 def run_same_weights(
-    scope: Scope, models: Models, n_threads: int, limits: dict[str, float]
-) -> list[Result]:
+    scope: Scope,
+    models: Models,
+    n_threads: int,
+    limits: dict[str, float],
+    results: list[Result],
+) -> None:
     """Measure prefill and decode of the file that holds the peer's own weights."""
     tier = peers_build.TIERS["native"]
-    run = Run(tier, models.same.name, n_threads)
+    run = Run(tier, models.same.name, results)
     with (
         Peer(peers_build.build_driver(tier), models.gguf, SETTINGS[0], n_threads=n_threads) as peer,
         Ours(models.same, "f16", n_threads=n_threads, isa=None, limits=limits) as side,
     ):
-        for job in (Job("prefill", scope.tier_prefill), Job("decode", scope.decode)):
+        for job in jobs_of(replace(scope, prefill=scope.prefill and (scope.tier_prefill,)), False):
+            if job.depth:
+                continue
             run.measure(job, peer, SETTINGS[0], {"f16": side}, scope.repeat)
-    return list(run.results.values())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,6 +221,13 @@ def main(arguments: list[str] | None = None) -> int:
     scope = QUICK if chosen.quick else FULL
     if chosen.repeat is not None:
         scope = replace(scope, repeat=chosen.repeat)
+    scope = replace(
+        scope,
+        prefill=scope.prefill if "prefill" in chosen.kinds else (),
+        depths=scope.depths if "decode" in chosen.kinds else (),
+        steps=scope.steps if "step" in chosen.kinds else (),
+        sequences=scope.sequences if "batch" in chosen.kinds else (),
+    )
     n_threads = chosen.threads or _core.default_threads()
     notes = [
         f"llama.cpp: {peers_build.PACKAGE} {peers_build.VERSION}, Q4_0 with output {chosen.output}",
@@ -224,30 +245,13 @@ def main(arguments: list[str] | None = None) -> int:
         peers_build.build_driver(tier)
     say("models: " + str(peers_build.FOLDER / "models"))
     models = Models.ensure(peers_build.FOLDER / "models", chosen.shape, chosen.file, chosen.output)
-    machine = describe_machine()
+    report = peers_report.Report(describe_machine(), notes=notes)
     results: list[Result] = []
-    limits = {}
-    checks = peers_checks.fairness(models, n_threads)
-    say(f"same weights, both sides: {checks}")
-    loads = peers_checks.loads(models, n_threads, cold=scope.checks, repeat=scope.repeat)
-    for index, tier in enumerate(tiers):
-        limits[tier.name] = measure_limits(
-            BenchSettings(isa=tier.isa, n_threads=n_threads, limit_seconds=3.0)
-        )
-        say(f"limits of {tier.name}: {limits[tier.name]}")
-        inner = scope
-        if index:
-            prefill = (scope.tier_prefill,)
-            inner = replace(scope, prefill=prefill, depths=(0,), steps=(), sequences=())
-        settings = SETTINGS[:1] if index else SETTINGS
-        results += run_tier(inner, tier, models, n_threads, limits[tier.name], settings)
-        if not index:
-            results += run_same_weights(scope, models, n_threads, limits[tier.name])
-    if scope.checks and "native" in chosen.tiers:
-        notes.append(peers_checks.llama_bench(models, n_threads))
-    report = peers_report.Report(
-        machine, limits, [peers_report.line_of(r) for r in results], loads, checks, notes
-    )
+    try:
+        measure(chosen, scope, tiers, models, n_threads, report, results)
+    except KeyboardInterrupt:
+        notes.append("interrupted: what is missing was not measured")
+    report.rows.extend(map(peers_report.line_of, results))
     print(report.table())
     if chosen.json:
         chosen.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -256,6 +260,40 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.write:
         report.write_into(chosen.write)
     return 0
+
+
+def measure(
+    chosen: argparse.Namespace,
+    scope: Scope,
+    tiers: list[peers_build.Tier],
+    models: Models,
+    n_threads: int,
+    report: peers_report.Report,
+    results: list[Result],
+) -> None:
+    """Measure everything; what is done stands in the report and the results at any time."""
+    report.fairness.update(peers_checks.fairness(models, n_threads))
+    say(f"same weights, both sides: {report.fairness}")
+    if "load" in chosen.kinds:
+        cold = scope.checks
+        loads = peers_checks.loads(models, n_threads, cold=cold, repeat=scope.repeat)
+        report.loads.extend(loads)
+    for index, tier in enumerate(tiers):
+        limits = measure_limits(BenchSettings(isa=tier.isa, n_threads=n_threads, limit_seconds=3.0))
+        report.limits[tier.name] = limits
+        say(f"limits of {tier.name}: {limits}")
+        inner = scope
+        if index:
+            prefill = scope.prefill and (scope.tier_prefill,)
+            inner = replace(
+                scope, prefill=prefill, depths=scope.depths and (0,), steps=(), sequences=()
+            )
+        settings = SETTINGS[:2] if index else SETTINGS
+        run_tier(inner, tier, models, n_threads, limits, settings, results)
+        if not index:
+            run_same_weights(scope, models, n_threads, limits, results)
+    if scope.checks and "native" in chosen.tiers:
+        report.notes.append(peers_checks.llama_bench(models, n_threads))
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -269,15 +307,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--output", choices=["q8_0", "q6_k"], default="q8_0", help="the peer's output matrix"
     )
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[*peers_build.TIERS])
+    parser.add_argument(
+        "--kinds", type=lambda text: text.split(","), default=KINDS,
+        help=f"only these rows: {','.join(KINDS)}",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, help="samples of each row")
     parser.add_argument("--json", type=Path, default=peers_build.FOLDER / "results.json")
     parser.add_argument("--plot", type=Path, help="write a plot (needs matplotlib)")
     parser.add_argument("--write", type=Path, help="put the table into this Markdown file")
     chosen = parser.parse_args(arguments)
-    unknown = set(chosen.tiers) - set(peers_build.TIERS)
-    if unknown:
-        parser.error(f"unknown tiers {sorted(unknown)}; known: {', '.join(peers_build.TIERS)}")
+    for name, known in (("tiers", peers_build.TIERS), ("kinds", KINDS)):
+        unknown = set(getattr(chosen, name)) - set(known)
+        if unknown:
+            parser.error(f"unknown {name} {sorted(unknown)}; known: {', '.join(known)}")
     for name in ("threads", "repeat"):
         value = getattr(chosen, name)
         if value is not None and value < 1:

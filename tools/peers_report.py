@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +64,11 @@ class Report:
     """A whole run."""
 
     machine: dict[str, str]
-    limits: dict[str, dict[str, float]]
-    rows: list[dict[str, Any]]
-    loads: list[dict[str, Any]]
-    fairness: dict[str, float]
-    notes: list[str]
+    limits: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    loads: list[dict[str, Any]] = field(default_factory=list)
+    fairness: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, for JSON."""
@@ -77,17 +77,27 @@ class Report:
     def table(self) -> str:
         """Return everything as Markdown, which reads as plain text too."""
         facts = "; ".join(f"{key} {value}" for key, value in self.machine.items())
-        blocks = [f"Machine: {facts}.", self._limits(), self._rows(), self._loads()]
+        blocks = [f"Machine: {facts}."]
+        if self.limits:
+            blocks.append(self._limits())
+        if self.rows:
+            blocks.append(self._rows())
+        if self.loads:
+            blocks.append(self._loads())
+        if self.fairness:
+            blocks.append(self._fairness())
+        blocks.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(blocks)
+
+    def _fairness(self) -> str:
         check = self.fairness
-        blocks.append(
+        return (
             f"Same weights on both sides: the demo model as Q4_0 and as int4 (uniform grid, groups "
             f"of 32) over {check['tokens']} tokens: the likeliest token is the same at "
             f"{100 * check['same_argmax']:.0f} % of the positions, KL divergence "
             f"{check['kl_divergence']:.1e} nats, perplexity {check['perplexity_ours']:.2f} "
             f"(llama.cpp: {check['perplexity_peer']:.2f})."
         )
-        blocks.append("\n".join(f"- {note}" for note in self.notes))
-        return "\n\n".join(blocks)
 
     def _limits(self) -> str:
         rows = [

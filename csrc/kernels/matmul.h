@@ -156,7 +156,7 @@ void matmul(const MatmulArgs& args, int64_t begin, int64_t end, float* scratch) 
   switch (args.matrix->kind) {
     case MatrixKind::kInt4:
       if (stream) return stream_bands<V, Int4Lines<V>, V::kStreamTokens>(args, begin, end);
-      return V::template with_int4_panel(*args.matrix, [&](auto panel) {
+      return V::with_int4_panel(*args.matrix, [&](auto panel) {
         panel_bands<V, decltype(panel), Int4Lines<V>>(args, begin, end, scratch);
       });
     case MatrixKind::kInt8:

@@ -28,8 +28,15 @@ NATIVE = (
     fault(
         "nibble swap",
         "csrc/quant/int4.h",
-        "V::int4_lines(line, grid, low, high);",
-        "V::int4_lines(line, grid, high, low);",
+        "V::dot(dots[t], low, high, x + 4 * t, x + 4 * (kTokens + t))",
+        "V::dot(dots[t], high, low, x + 4 * t, x + 4 * (kTokens + t))",
+        f"{MATMUL}::test_each_element_has_its_place",
+    ),
+    fault(
+        "panels: nibble swap",
+        "csrc/quant/int4.h",
+        "P::store(high, P::store(low, out, stride), stride)",
+        "P::store(low, P::store(high, out, stride), stride)",
         f"{MATMUL}::test_each_element_has_its_place",
     ),
     fault(

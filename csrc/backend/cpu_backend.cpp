@@ -118,7 +118,9 @@ void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   }
   const int64_t share = quantized ? matmul_scratch(jobs.front().input.n_tokens) : 0;
   float* scratch = matmul_scratch_.reserve(share * pool_.n_threads());
-  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_running()), 1, 8);
+  // With many tokens a pair of bands is work enough, and a smaller share waits for the last one.
+  const int64_t most = jobs.front().input.n_tokens >= 64 ? 2 : 8;
+  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_running()), 1, most);
   pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int thread) {
     int64_t first = 0;
     for (const MatmulArgs& job : jobs) {

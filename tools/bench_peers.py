@@ -223,8 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
         scope = replace(scope, repeat=chosen.repeat)
     scope = replace(
         scope,
-        prefill=scope.prefill if "prefill" in chosen.kinds else (),
-        depths=scope.depths if "decode" in chosen.kinds else (),
+        prefill=(chosen.prefill or scope.prefill) if "prefill" in chosen.kinds else (),
+        depths=(chosen.depths or scope.depths) if "decode" in chosen.kinds else (),
         steps=scope.steps if "step" in chosen.kinds else (),
         sequences=scope.sequences if "batch" in chosen.kinds else (),
     )
@@ -296,11 +296,15 @@ def measure(
         report.notes.append(peers_checks.llama_bench(models, n_threads))
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rows: under 8 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer rows: about ten minutes")
     parser.add_argument("--shape", choices=[*SHAPES], default="7b", help="of the model (7b)")
     parser.add_argument("--file", type=Path, help="our .l2q file; made if not given: int4, 64")
     parser.add_argument(
@@ -311,6 +315,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--kinds", type=lambda text: text.split(","), default=KINDS,
         help=f"only these rows: {','.join(KINDS)}",
     )  # fmt: skip
+    for name, what in (("prefill", "lengths of prompts"), ("depths", "depths of decoding")):
+        parser.add_argument(f"--{name}", type=whole_numbers, help=f"{what} in place of the usual")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--repeat", type=int, help="samples of each row")
     parser.add_argument("--json", type=Path, default=peers_build.FOLDER / "results.json")

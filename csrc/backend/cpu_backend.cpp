@@ -78,18 +78,19 @@ bool CpuBackend::prepare(const float* x, const Norm* norm, int64_t n,
     view.scales = scales;
     view.corrections = corrections;
   }
+  const int64_t width = std::max<int64_t>(kernels_.tile_width(n), 1);
   const auto place = [&](int64_t t) {
-    const int64_t first = t - t % kernels_.tile_tokens;
+    const int64_t first = t - t % width;
     return TileRow{.codes = codes + first * padded,
                    .wide_codes = wide ? wide_codes + first * padded : nullptr,
                    .scales = scales + first * n_groups,
                    .corrections = corrections + first * n_groups,
-                   .width = std::min(kernels_.tile_tokens, n - first),
+                   .width = std::min(width, n - first),
                    .token = t - first};
   };
   std::atomic<bool> finite{true};
   // Whole tiles: two threads do not write to one cache line.
-  const int64_t grain = n > kernels_.tile_tokens ? kernels_.tile_tokens : kRowGrain;
+  const int64_t grain = n > width ? width : kRowGrain;
   pool_.parallel_for(n, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       const float* row = x + t * cols;

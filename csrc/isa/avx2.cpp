@@ -14,7 +14,8 @@ struct Avx2 : Avx2Lanes {
   static constexpr int kDenseTokens = 4;
   static constexpr int kStreamTokens = 4;
   static constexpr int kPanelTokens = 6;
-  static constexpr int kPanelBands = 1;  // 12 of the 16 registers are sums
+  static constexpr int kPanelBands = 1;
+  static constexpr bool kRegisterSums = false;  // the dots take 12 of the 16
   static constexpr bool kWideCodes = true;
 
   using Dot = I;

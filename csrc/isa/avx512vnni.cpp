@@ -17,8 +17,9 @@ struct Avx512Vnni {
   static constexpr const char* kName = "avx512vnni";
   static constexpr int kDenseTokens = 8;
   static constexpr int kStreamTokens = 8;
-  static constexpr int kPanelTokens = 12;
-  static constexpr int kPanelBands = 2;  // 24 of the 32 registers are sums
+  static constexpr int kPanelTokens = 6;
+  static constexpr int kPanelBands = 2;
+  static constexpr bool kRegisterSums = true;  // with the dots, 24 of the 32 registers
   static constexpr bool kWideCodes = false;
 
   using F = __m512;

@@ -21,7 +21,8 @@ struct AvxVnni : Avx2Lanes {
   static constexpr int kDenseTokens = 4;
   static constexpr int kStreamTokens = 2;
   static constexpr int kPanelTokens = 6;
-  static constexpr int kPanelBands = 1;  // 12 of the 16 registers are sums
+  static constexpr int kPanelBands = 1;
+  static constexpr bool kRegisterSums = false;  // the dots take 12 of the 16
   static constexpr bool kWideCodes = false;
 
   // Two sums, so that a single token's chain of products is half as long.

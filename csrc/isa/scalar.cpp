@@ -16,6 +16,7 @@ struct Scalar {
   static constexpr int kStreamTokens = 2;
   static constexpr int kPanelTokens = 4;
   static constexpr int kPanelBands = 1;
+  static constexpr bool kRegisterSums = false;
   static constexpr bool kWideCodes = false;
 
   struct F {

@@ -11,7 +11,7 @@ inline constexpr int64_t kBlockSize = 64;   // positions per KV block
 inline constexpr int64_t kChunkBlocks = 4;  // blocks per attention chunk
 
 // Activations of a matmul. For quantized weights codes, scales and corrections are set, else x.
-// They lie in tiles of KernelTable::tile_tokens tokens (the last may be narrower): a tile of w
+// They lie in tiles of KernelTable::tile_width tokens (the last may be narrower): a tile of w
 // tokens from token t on starts at element t * K of the codes, K = n_groups * group_size, and at
 // element t * n_groups of scales and corrections.
 struct ActivationView {
@@ -137,7 +137,8 @@ struct ReadProbe {
 // those that return bool say whether every value was finite (and representable in the cache).
 struct KernelTable {
   const char* name;
-  int64_t tile_tokens;  // divides kPanelTokenBlock
+  int64_t stream_tokens;  // so many tokens, or fewer, are one tile
+  int64_t tile_tokens;    // of more, each tile's; divides kPanelTokenBlock
   bool wide_codes;
   // x f32 [cols] -> codes, scales and corrections of a row of a tile.
   bool (*quantize_row)(const float* x, int64_t cols, int64_t group_size,
@@ -170,6 +171,11 @@ struct KernelTable {
   // Largest of x f32 [n], or NaN if any is NaN or +inf.
   float (*max_finite)(const float* x, int64_t n) noexcept;
   bool (*all_finite)(const float* x, int64_t n) noexcept;
+
+  // Tokens of a tile of ActivationView.
+  int64_t tile_width(int64_t n_tokens) const {
+    return n_tokens <= stream_tokens ? n_tokens : tile_tokens;
+  }
   // Benchmarks: kernels/limits.h.
   int64_t (*probe_dots)(int variant, int64_t rounds, const int8_t* operands) noexcept;
   uint32_t (*probe_reads)(const ReadProbe& probe) noexcept;

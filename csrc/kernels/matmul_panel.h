@@ -2,8 +2,8 @@
 //
 // A panel line is 64 bytes: 16 rows x P::kColumns columns as the instruction set multiplies them; a
 // token's unit beside it is 4 bytes. A tile is up to V::kPanelTokens tokens; its dots stay in
-// registers over a group, its sums in memory between groups, so that a long row may be cut into
-// panels of any length.
+// registers over a group, its sums over a panel, too, where there are enough of them, else in
+// memory. A long row may be cut into panels of any length.
 #pragma once
 
 #include "kernels/args.h"
@@ -32,8 +32,9 @@ struct PanelTokens {
 // Adds the products of n_lines panel lines to sums[kTokens][kBands], with P's `multiply(sum, w,
 // a)`.
 template <class P, int kBands, int kTokens, class Sum, class Multiply>
-void add_lines(const uint8_t*& line, const typename P::Code*& codes, int64_t n_lines,
-               Sum (&sums)[kTokens][kBands], Multiply multiply) {
+[[gnu::always_inline]] inline void add_lines(const uint8_t*& line, const typename P::Code*& codes,
+                                             int64_t n_lines, Sum (&sums)[kTokens][kBands],
+                                             Multiply multiply) {
   for (int64_t i = 0; i < n_lines; ++i) {
     typename P::Weights w[kBands];
     for (int b = 0; b < kBands; ++b) w[b] = P::load(line + b * kLineBytes);
@@ -48,8 +49,10 @@ void add_lines(const uint8_t*& line, const typename P::Code*& codes, int64_t n_l
 
 // Exact dots of one group: [kTokens][kBands] vectors of 16 rows.
 template <class P, int kBands, int kTokens>
-void group_dots(const uint8_t*& line, int64_t n_lines, const typename P::Code*& codes,
-                const int32_t* corrections, typename P::Dot (&dots)[kTokens][kBands]) {
+[[gnu::always_inline]] inline void group_dots(const uint8_t*& line, int64_t n_lines,
+                                              const typename P::Code*& codes,
+                                              const int32_t* corrections,
+                                              typename P::Dot (&dots)[kTokens][kBands]) {
   for (int t = 0; t < kTokens; ++t) {
     for (int b = 0; b < kBands; ++b) dots[t][b] = P::start(corrections[t]);
   }
@@ -69,15 +72,23 @@ void group_dots(const uint8_t*& line, int64_t n_lines, const typename P::Code*& 
   }
 }
 
-// sums[b][t] = fma(float(dot), w_scale * a_scale, sums[b][t]) for each group of the panel.
-// Not inlined: GCC 12 then runs out of registers.
+// sums[b][t] = fma(float(dot), w_scale * a_scale, sums[b][t]) for each group of the panel. Not
+// inlined: GCC 12 then runs out of registers.
 template <class V, class P, int kBands, int kTokens>
 [[gnu::noinline]] void panel_tile(const PanelView& panel, PanelTokens<P> x, float* sums,
                                   int64_t sums_stride) {
+  const auto place = [&](int t, int b) { return sums + b * sums_stride + t * kBandRows; };
+  typename V::F kept[kTokens][kBands];
+  if constexpr (V::kRegisterSums) {
+    for (int t = 0; t < kTokens; ++t) {
+      for (int b = 0; b < kBands; ++b) kept[t][b] = V::load(place(t, b));
+    }
+  }
   const uint8_t* line = panel.lines;
   const float* w_scales = panel.scales;
   for (int64_t g = 0; g < panel.n_groups; ++g) {
-    __asm__("" ::: "memory");  // the sums stay in memory, not in copies on the stack
+    // Sums in memory stay there: no copies on the stack.
+    if constexpr (!V::kRegisterSums) __asm__("" ::: "memory");
     typename P::Dot dots[kTokens][kBands];
     group_dots<P, kBands, kTokens>(line, panel.lines_per_group, x.codes, x.corrections, dots);
     typename V::F w_scale[kBands];
@@ -85,14 +96,23 @@ template <class V, class P, int kBands, int kTokens>
     for (int t = 0; t < kTokens; ++t) {
       const typename V::F a_scale = V::broadcast(x.scales[t]);
       for (int b = 0; b < kBands; ++b) {
-        float* sum = sums + b * sums_stride + t * kBandRows;
         const typename V::F dot = V::to_float(P::finish(dots[t][b]));
-        V::store(sum, V::fma(dot, V::mul(w_scale[b], a_scale), V::load(sum)));
+        const typename V::F scale = V::mul(w_scale[b], a_scale);
+        if constexpr (V::kRegisterSums) {
+          kept[t][b] = V::fma(dot, scale, kept[t][b]);
+        } else {
+          V::store(place(t, b), V::fma(dot, scale, V::load(place(t, b))));
+        }
       }
     }
     w_scales += kBands * kBandRows;
     x.scales += kTokens;
     x.corrections += kTokens;
+  }
+  if constexpr (V::kRegisterSums) {
+    for (int t = 0; t < kTokens; ++t) {
+      for (int b = 0; b < kBands; ++b) V::store(place(t, b), kept[t][b]);
+    }
   }
 }
 
@@ -156,7 +176,7 @@ class PanelProduct {
                           (band * w_.n_groups + g) * lines_per_group * kLineBytes;
     uint8_t* out = panel_ + b * kLineBytes;
     for (int64_t i = 0; i < n * lines_per_group; ++i, line += kLineBytes) {
-      V::prefetch(line + 4096);
+      V::prefetch_far(line + 4096);
       out = lines_.template unpack<P>(line, out, n_bands * kLineBytes);
     }
     const uint16_t* scales = w_.scales + (band * w_.n_groups + g) * kBandRows;

@@ -13,6 +13,7 @@ namespace llama2q {
 template <class V>
 inline constexpr KernelTable kKernelTable = {
     .name = V::kName,
+    .stream_tokens = V::kStreamTokens,
     .tile_tokens = V::kPanelTokens,
     .wide_codes = V::kWideCodes,
     .quantize_row = quantize_row<V>,

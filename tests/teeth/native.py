@@ -141,9 +141,17 @@ NATIVE = (
     fault(
         "panels: mul and add in place of fma",
         "csrc/kernels/matmul_panel.h",
-        "V::store(sum, V::fma(dot, V::mul(w_scale[b], a_scale), V::load(sum)));",
-        "V::store(sum, V::add(V::mul(dot, V::mul(w_scale[b], a_scale)), V::load(sum)));",
+        "V::fma(dot, scale, V::load(place(t, b)))",
+        "V::add(V::mul(dot, scale), V::load(place(t, b)))",
         f"{MATMUL}::test_every_width_of_a_tile",
+    ),
+    fault(
+        "panels: sums in registers forgotten between panels",
+        "csrc/kernels/matmul_panel.h",
+        "kept[t][b] = V::load(place(t, b));",
+        "kept[t][b] = V::broadcast(0.0f);",
+        f"{MATMUL}::test_several_panels",
+        isa="avx512vnni",
     ),
     fault(
         "panels: the second one starts anew",

@@ -50,8 +50,10 @@ _OPTIONS = {
     # target of the core, which has no interpreter, looks for them.
     "ASAN_OPTIONS": "detect_leaks=0",
     "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-    # No suppressions: Python and NumPy are not instrumented, and their locks are seen.
+    # No suppressions: Python and NumPy are not instrumented, and their locks are seen. Those of
+    # NumPy's BLAS, which spins, are not: it gets one thread.
     "TSAN_OPTIONS": "halt_on_error=1",
+    "OPENBLAS_NUM_THREADS": "1",
 }
 
 

@@ -114,10 +114,14 @@ inline constexpr int64_t kPanelTokenBlock = 516;
 inline constexpr int64_t kPanelColumns = 4096, kSmallPanelColumns = 256;
 inline constexpr int64_t kMostPanelBands = 2;
 
+constexpr int64_t panel_columns(int64_t n_tokens) {
+  return n_tokens > 16 ? kPanelColumns : kSmallPanelColumns;
+}
+
 // Floats of scratch that matmul() needs: a panel, its scales, the sums of two bands.
 constexpr int64_t matmul_scratch(int64_t n_tokens) {
   const int64_t tokens = n_tokens < kPanelTokenBlock ? n_tokens : kPanelTokenBlock;
-  const int64_t columns = n_tokens > 16 ? kPanelColumns : kSmallPanelColumns;
+  const int64_t columns = panel_columns(n_tokens);
   if (n_tokens < 2) return 0;
   return columns * kMostPanelBands * kBandRows / 4 + columns / 32 * kMostPanelBands * kBandRows +
          tokens * kMostPanelBands * kBandRows;

@@ -1,4 +1,4 @@
-"""Reads a Linux x86-64 wheel: would it run on the systems and CPUs that its name promises?
+"""Reads a Linux x86-64 wheel: it must run on the systems and CPUs that its name promises.
 
 A wheel must be small, stripped, tagged for glibc 2.28 or older and need no newer symbol of it
 (auditwheel passes over a symbol without a version: one that the tagged glibc does not have); its
@@ -133,6 +133,8 @@ def instruction_faults(wheel: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         extension = _extracted(wheel, Path(folder))
         symbols = _readelf("--syms", extension)
+        if "'.symtab'" not in symbols:
+            return ["it has no symbol table, by which to tell the units apart"]
         text = subprocess.run(
             ["objdump", "--disassemble", "--no-show-raw-insn", str(extension)],
             check=True,
@@ -164,8 +166,6 @@ def misplaced_instructions(symbols: str, disassembly: str) -> list[str]:
             unit = name
         elif kind == "FUNC" and size:
             functions.append((address, size, name, unit if binding == "LOCAL" else ""))
-    if not functions:
-        return ["it has no symbol table, by which to tell the units apart"]
     functions.sort()
     starts = [address for address, *_ in functions]
     found: dict[str, str] = {}
@@ -198,7 +198,11 @@ def _symbols(table: str) -> Iterator[tuple[int, int, str, str, str, str]]:
 
 def _extracted(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.startswith("llama2q/_core.") and name.endswith(".so"))
+        (name,) = (
+            name
+            for name in archive.namelist()
+            if name.startswith("llama2q/_core.") and name.endswith(".so")
+        )
         return Path(archive.extract(name, folder))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import native_build
 import native_checks
 import own_venv
+import wheel_checks
 
 ROOT = own_venv.ROOT
 BIN = own_venv.PYTHON.parent
@@ -30,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
     run_all = bool(parser.parse_args().all)
-    own_venv.ensure(extras=("test",))
+    own_venv.ensure(extras=("test", "wheel") if run_all else ("test",))
     steps: list[tuple[str, Callable[[], int]]] = [
         ("ruff check", lambda: tool("ruff", "check", ".")),
         ("ruff format", lambda: tool("ruff", "format", "--check", ".")),
@@ -40,7 +41,7 @@ def main() -> int:
         ("ISA units leak nothing", isa_units),
         ("pytest", lambda: pytest(run_all)),
     ]
-    slow_steps = native_checks.steps()
+    slow_steps = [*native_checks.steps(), *wheel_checks.steps()]
     if run_all:
         steps += slow_steps
     results = []

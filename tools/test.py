@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
     run_all = bool(parser.parse_args().all)
-    own_venv.ensure(extras=("test", "wheel") if run_all else ("test",))
+    own_venv.ensure(extras=("test",))
     steps: list[tuple[str, Callable[[], int]]] = [
         ("ruff check", lambda: tool("ruff", "check", ".")),
         ("ruff format", lambda: tool("ruff", "format", "--check", ".")),

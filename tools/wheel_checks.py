@@ -61,18 +61,25 @@ def steps() -> list[tuple[str, Callable[[], int]]]:
 
 def workflows() -> int:
     """Hold the workflows to their schema, and cibuildwheel to the wheels that are to be built."""
+    if failed := build_wheel.ensure_tools():
+        return failed
     files = sorted((own_venv.ROOT / ".github" / "workflows").glob("*.yml"))
-    checker = native_build.BIN / "check-jsonschema"
+    checker = build_wheel.PYTHON.with_name("check-jsonschema")
     failed = native_build.run([checker, "--builtin-schema", "vendor.github-workflows", *files])
     for platform, architectures in _PLATFORMS.items():
         expected = {f"{python}-{arch}" for python in _PYTHONS for arch in architectures}
-        listed = _output(
+        listed = subprocess.run(
             [
-                *(native_build.BIN / "cibuildwheel", "--print-build-identifiers"),
+                *(str(build_wheel.PYTHON.with_name("cibuildwheel")), "--print-build-identifiers"),
                 *("--platform", platform, "--archs", "all"),
             ],
-            {"PATH": os.environ["PATH"]},
-        )
+            cwd=own_venv.ROOT,
+            env=build_wheel.tools_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         found = set(listed.split())
         print(f"cibuildwheel, {platform}: {len(found)} wheels")
         if found != expected:
@@ -93,9 +100,9 @@ def fresh() -> int:
         )
     shutil.copy2(own_venv.ROOT / "pyproject.toml", BESIDE)
     needs: list[str] = [*pyproject["project"]["dependencies"], *_TEST_NEEDS]
-    download: list[str | Path] = [own_venv.PYTHON, *pip, "download", "--only-binary=:all:"]
+    download: list[str | Path] = [build_wheel.PYTHON, *pip, "download", "--only-binary=:all:"]
     failed = native_build.run([*download, "--dest", WHEELHOUSE, *needs]) or native_build.run(
-        [own_venv.PYTHON, "-m", "venv", "--clear", FRESH]
+        [sys.executable, "-m", "venv", "--clear", FRESH]
     )
     if failed:
         return failed
@@ -201,18 +208,5 @@ def _run_probe(prefix: list[str], env: Mapping[str, str]) -> subprocess.Complete
     )
 
 
-def _output(command: list[str | Path], env: Mapping[str, str]) -> str:
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=own_venv.ROOT,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-
-
 if __name__ == "__main__":
-    own_venv.ensure(extras=build_wheel.EXTRAS)
     sys.exit(any([step() for _, step in steps()]))

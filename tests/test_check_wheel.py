@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def test_instructions(instruction: str, newer: bool) -> None:
     symbols = "     5: 0000000000001000    32 FUNC    LOCAL  DEFAULT   12 run\n"
     faults = check_wheel.misplaced_instructions(symbols, f"    1004:\t{instruction}\n")
     assert any(fault.startswith("run holds ") for fault in faults) == newer
+
+
+def test_sdist(tmp_path: Path) -> None:
+    def sdist(*names: str) -> Path:
+        with tarfile.open(tmp_path / "llama2q-0.1.0.tar.gz", "w:gz") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(f"llama2q-0.1.0/{name}"))
+        return tmp_path / "llama2q-0.1.0.tar.gz"
+
+    files = [f"{name}/a.cpp" if name in ("csrc", "src") else name for name in check_wheel.SOURCES]
+    assert check_wheel.sdist_faults(sdist(*files)) == []
+    assert check_wheel.sdist_faults(sdist(*files, "build/csrc/a.cpp.o")) == [
+        "holds build, which is no source",
+        "holds llama2q-0.1.0/build/csrc/a.cpp.o, which is no source",
+    ]
+    files.remove("LICENSE")
+    assert check_wheel.sdist_faults(sdist(*files)) == ["LICENSE is missing"]
 
 
 def library(folder: Path, sources: dict[str, str], *options: str) -> Path:

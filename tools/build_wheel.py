@@ -55,7 +55,8 @@ def build(out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy2(sdist, out)
     # Its functions still have names: after this the wheel is stripped.
-    code = check_wheel.report(raw_wheel, check_wheel.instruction_faults)
+    code = check_wheel.report(sdist, check_wheel.sdist_faults)
+    code = check_wheel.report(raw_wheel, check_wheel.instruction_faults) or code
     code = _repair(raw_wheel, out) or code
     return code or check_wheel.report(wheel_in(out), check_wheel.faults_of)
 

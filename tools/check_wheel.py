@@ -12,6 +12,7 @@ import argparse
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from bisect import bisect_right
@@ -27,6 +28,11 @@ SYSTEM_LIBRARIES = {
 REQUIRED = ("llama2q/py.typed", "llama2q/_core.pyi", "llama2q/FORMAT.md")
 ISA_UNITS = {"avx2.cpp", "avxvnni.cpp", "avx512vnni.cpp"}
 """Source files that may hold more than baseline instructions."""
+SOURCES = {
+    *("csrc", "src", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO"),
+    *(".clang-format", ".gitignore"),
+}
+"""What lies at the top of an sdist."""
 
 _NEWER = re.compile(
     # VEX and EVEX; then SSE3, SSSE3, SSE4, POPCNT, LZCNT, BMI, MOVBE, ADX, AES, SHA. Not tzcnt:
@@ -54,7 +60,7 @@ def main() -> int:
 
 
 def report(wheel: Path, check: Callable[[Path], list[str]]) -> int:
-    """Print what a check finds wrong with a wheel; return an exit code."""
+    """Print what a check finds wrong with a wheel or sdist; return an exit code."""
     faults = check(wheel)
     for fault in faults:
         print(f"{wheel.name}: {fault}", file=sys.stderr)
@@ -87,6 +93,18 @@ def faults_of(wheel: Path) -> list[str]:
         faults += library_faults(_readelf("--dynamic", extension))
         faults += symbol_faults(_readelf("--dyn-syms", extension))
     return faults
+
+
+def sdist_faults(sdist: Path) -> list[str]:
+    """Return what is wrong with the files of an sdist, a sentence each."""
+    with tarfile.open(sdist) as archive:
+        names = [member.name for member in archive if member.isfile()]
+    found = {name.split("/")[1] for name in names}
+    compiled = [name for name in names if Path(name).suffix in (".o", ".so", ".pyc")]
+    return [
+        *(f"holds {name}, which is no source" for name in [*sorted(found - SOURCES), *compiled]),
+        *(f"{name} is missing" for name in sorted(SOURCES - found) if not name.startswith(".")),
+    ]
 
 
 def tag_faults(name: str) -> list[str]:

@@ -13,6 +13,7 @@ struct Avx2 : Avx2Lanes {
   static constexpr const char* kName = "avx2";
   static constexpr int kDenseTokens = 4;
   static constexpr int kStreamTokens = 4;
+  static constexpr int kStreamTiles = 1;
   static constexpr int kPanelTokens = 6;
   static constexpr int kPanelBands = 1;
   static constexpr bool kRegisterSums = false;  // the dots take 12 of the 16

@@ -1,4 +1,4 @@
-// Several tokens: bands are unpacked once into a panel, which tiles of tokens then pass over.
+// Many tokens: bands are unpacked once into a panel, which tiles of tokens then pass over.
 //
 // A panel line is 64 bytes: 16 rows x P::kColumns columns as the instruction set multiplies them; a
 // token's unit beside it is 4 bytes. A tile is up to V::kPanelTokens tokens; its dots stay in

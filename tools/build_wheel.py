@@ -86,7 +86,7 @@ def ensure_tools() -> int:
     if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == needs:
         return 0
     print(f"installing what builds wheels into {_ENVIRONMENT.relative_to(own_venv.ROOT)}")
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     failed = native_build.run([sys.executable, "-m", "venv", "--clear", _ENVIRONMENT])
     failed = failed or native_build.run([*pip, *needs])
     if not failed:

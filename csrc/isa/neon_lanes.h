@@ -76,11 +76,13 @@ struct NeonLanes {
   static F load_f16_partial(const uint16_t* p, int64_t n) {
     return n >= 16 ? load_f16(p) : load_f16(Partial<uint16_t>(p, n).data);
   }
+  // The upper half of a float: one zip with zeros.
   static F load_bf16(const uint16_t* p) {
-    const uint16x8_t low = vld1q_u16(p), high = vld1q_u16(p + 8);
-    const auto widened = [](uint32x4_t x) { return vreinterpretq_f32_u32(x); };
-    return {{widened(vshll_n_u16(vget_low_u16(low), 16)), widened(vshll_high_n_u16(low, 16)),
-             widened(vshll_n_u16(vget_low_u16(high), 16)), widened(vshll_high_n_u16(high, 16))}};
+    const uint16x8_t low = vld1q_u16(p), high = vld1q_u16(p + 8), zero = vdupq_n_u16(0);
+    return {{vreinterpretq_f32_u16(vzip1q_u16(zero, low)),
+             vreinterpretq_f32_u16(vzip2q_u16(zero, low)),
+             vreinterpretq_f32_u16(vzip1q_u16(zero, high)),
+             vreinterpretq_f32_u16(vzip2q_u16(zero, high))}};
   }
   static F load_bf16_partial(const uint16_t* p, int64_t n) {
     return n >= 16 ? load_bf16(p) : load_bf16(Partial<uint16_t>(p, n).data);

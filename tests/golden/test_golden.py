@@ -49,8 +49,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_native(driver: Path, golden_files: list[Path]) -> None:
-    code, lines = replay(driver, *golden_files)
+def test_native(driver: Path, golden_kernels: Path, golden_steps: Path) -> None:
+    code, lines = replay(driver, golden_kernels, golden_steps)
     assert code == 0, lines
     assert lines[1] == " ".join(["available:", *_core.isas()])
     assert lines[2] == " ".join(["features:", *_core.cpu_features()])
@@ -60,12 +60,12 @@ def test_native(driver: Path, golden_files: list[Path]) -> None:
 
 
 @pytest.mark.slow
-def test_one_isa(driver: Path, golden_files: list[Path]) -> None:
-    code, lines = replay(driver, golden_files[0], isa="scalar")
+def test_one_isa(driver: Path, golden_kernels: Path) -> None:
+    code, lines = replay(driver, golden_kernels, isa="scalar")
     assert (code, lines[0], len(lines)) == (0, "default: scalar", 4)
-    code, lines = replay(driver, "--isa", "scalar", golden_files[0])
+    code, lines = replay(driver, "--isa", "scalar", golden_kernels)
     assert (code, lines[3][:8], len(lines)) == (0, "scalar: ", 4)
-    code, lines = replay(driver, golden_files[0], isa="sse9")
+    code, lines = replay(driver, golden_kernels, isa="sse9")
     assert code == 2
     assert '"sse9" is not available' in lines[0]
 

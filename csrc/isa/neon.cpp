@@ -13,6 +13,7 @@ namespace {
 struct Neon : NeonLanes {
   static constexpr const char* kName = "neon";
   static constexpr int kStreamTokens = 4;
+  static constexpr int kStreamTiles = 1;
 
   struct Panel {
     static constexpr int64_t kColumns = 4;

@@ -14,6 +14,7 @@ namespace {
 struct NeonI8mm : NeonLanes {
   static constexpr const char* kName = "neon_i8mm";
   static constexpr int kStreamTokens = 1;
+  static constexpr int kStreamTiles = 1;
 
   struct Panel {
     static constexpr int64_t kColumns = 8;

@@ -10,7 +10,8 @@
 #include "backend/cpu_features.h"
 #include "base/check.h"
 #include "base/float_env.h"
-#include "base/forks.h"
+#include "base/os/forks.h"
+#include "base/os/threads.h"
 
 namespace llama2q {
 namespace {
@@ -134,6 +135,7 @@ void ThreadPool::start() {
   workers_ = std::make_unique<Workers>();
   for (int thread = 1; thread < n_threads_; ++thread) {
     workers_->threads.emplace_back([workers = workers_.get(), thread, runs = thread < n_running_] {
+      begin_compute_thread(thread);
       runs ? workers->loop(thread) : workers->rest();
     });
   }

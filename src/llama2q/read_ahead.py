@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from llama2q.format.reader import L2qFile
 
 CACHE_CAN_BE_STEERED = sys.platform == "linux"
-"""Whether the core can read ahead, and drop what it has read."""
+"""Whether the core can drop what it has read; all systems read ahead."""
+LOADING: Literal["map", "read"] = "read" if sys.platform == "darwin" else "map"
+"""How weights come into memory: through the map, or by several threads that read the file.
+
+Where macOS has to bring a mapped page from disk, it reads a few of its neighbours along, one
+request at a time; several threads that read the file fill the same page cache as fast as the disk
+allows. Layers that are in memory already are not read again.
+"""
 _WINDOW_LAYERS = 2
 """Streamed layers in memory at once: one is computed with while the next one is read."""
 _SHARE_LEFT = 1 / 32

@@ -1,0 +1,86 @@
+#include "base/os/cpus.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "base/os/windows/windows.h"
+
+namespace llama2q {
+namespace {
+
+struct Core {
+  int efficiency_class;  // the higher, the faster
+  int allowed;           // its logical processors that this process may run on
+};
+
+// The mask of each processor group; 0 for one that this process does not run in. The mask of a
+// process says nothing if it runs in several groups: then it has no affinity, but all of them.
+std::vector<KAFFINITY> allowed_masks() {
+  std::vector<KAFFINITY> masks(::GetMaximumProcessorGroupCount(), 0);
+  std::vector<USHORT> groups(masks.size(), 0);
+  auto n_groups = static_cast<USHORT>(groups.size());
+  DWORD_PTR process = 0, system = 0;
+  if (!::GetProcessGroupAffinity(::GetCurrentProcess(), &n_groups, groups.data())) n_groups = 0;
+  const bool known = ::GetProcessAffinityMask(::GetCurrentProcess(), &process, &system) != 0;
+  for (USHORT i = 0; i < n_groups; ++i) {
+    if (groups[i] >= masks.size()) continue;
+    masks[groups[i]] = n_groups == 1 && known && process != 0 ? process : ~KAFFINITY{0};
+  }
+  if (n_groups == 0) masks.assign(masks.size(), ~KAFFINITY{0});
+  return masks;
+}
+
+std::vector<Core> cores() {
+  DWORD size = 0;
+  ::GetLogicalProcessorInformationEx(RelationProcessorCore, nullptr, &size);
+  std::vector<std::byte> buffer(size);
+  auto* first = reinterpret_cast<SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX*>(buffer.data());
+  if (size == 0 || !::GetLogicalProcessorInformationEx(RelationProcessorCore, first, &size)) {
+    return {};
+  }
+  const std::vector<KAFFINITY> masks = allowed_masks();
+  std::vector<Core> found;
+  for (DWORD at = 0; at < size;) {
+    const auto* entry =
+        reinterpret_cast<SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX*>(buffer.data() + at);
+    at += entry->Size;
+    // A core lies within one group.
+    const GROUP_AFFINITY& place = entry->Processor.GroupMask[0];
+    const KAFFINITY mask = place.Group < masks.size() ? masks[place.Group] & place.Mask : 0;
+    if (mask != 0) found.push_back({entry->Processor.EfficiencyClass, std::popcount(mask)});
+  }
+  return found;
+}
+
+}  // namespace
+
+int allowed_cpus() {
+  int count = 0;
+  for (const Core& core : cores()) count += core.allowed;
+  return std::max(1, count);
+}
+
+int fast_cores() {
+  const std::vector<Core> all = cores();
+  int fastest = 0;
+  for (const Core& core : all) fastest = std::max(fastest, core.efficiency_class);
+  return std::max(1, static_cast<int>(std::count_if(all.begin(), all.end(), [&](const Core& core) {
+                    return core.efficiency_class == fastest;
+                  })));
+}
+
+double quota_cores() { return 1e9; }
+
+ArmFeatures arm_features() {
+#if defined(__aarch64__)
+  constexpr DWORD kDotProd = 43, kI8mm = 66;  // PF_ARM_V82_DP_..., PF_ARM_V82_I8MM_...
+  return {::IsProcessorFeaturePresent(kDotProd) != 0, ::IsProcessorFeaturePresent(kI8mm) != 0};
+#else
+  return {};
+#endif
+}
+
+}  // namespace llama2q

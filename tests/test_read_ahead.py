@@ -135,6 +135,25 @@ def test_same_bits(model: Path, small_memory: Callable[[float], None], share: fl
         assert list(decode(engine)) == expected
 
 
+@pytest.mark.parametrize("loading", ["map", "read"])
+def test_same_bits_however_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loading: str
+) -> None:
+    """A copy, the pages of which the system may have dropped, and the model, which is in memory."""
+    with open_engine(model) as engine:
+        expected = list(decode(engine))
+    path = tmp_path / "cold.l2q"
+    path.write_bytes(model.read_bytes())
+    if sys.platform == "linux":
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    monkeypatch.setattr("llama2q.weights.LOADING", loading)
+    for place in (path, model):
+        with open_engine(place) as engine:
+            assert list(decode(engine)) == expected
+
+
 @linux
 def test_a_pass_that_ends_early(model: Path, small_memory: Callable[[float], None]) -> None:
     with open_engine(model) as engine:
@@ -184,6 +203,8 @@ def test_arguments_of_the_core(model: Path, tmp_path: Path) -> None:
             core.read_ahead(file.fileno(), engine.file.map, layers, -1)
         with pytest.raises(InvalidArgumentError, match="-1 is not an open file"):
             core.read_ahead(-1, engine.file.map, layers, 0)
+        with pytest.raises(InvalidArgumentError, match="loading is \"x\"; expected map or read"):
+            core.read_ahead(file.fileno(), engine.file.map, layers, 0, "x")  # type: ignore[arg-type]
         with pytest.raises(InvalidArgumentError, match=r"expected an mmap\.mmap"):
             core.read_ahead(file.fileno(), np.zeros(9, np.uint8), layers, 0)  # type: ignore[arg-type]
         with (

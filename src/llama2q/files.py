@@ -96,7 +96,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def require_replaceable(target: Path) -> None:
-    """Refuse early, before hours of work, what `replace` would refuse.
+    """Refuse early, before hours of work, what `replace` would refuse; nothing where it is absent.
 
     Raises
     ------

@@ -108,6 +108,7 @@ class Writer:
         journal_path = self._part_path.with_name(self._part_path.name + ".journal")
         self._remove_orphan(journal_path)
         self._refuse_existing()
+        require_replaceable(self.path)
         specs = tensor_specs(metadata.config, metadata.recipe, len(tokenizer))
         self._placed = place(specs)
         self._tensors = [tensor for tensor in self._placed if not is_pad(tensor.spec.name)]
@@ -290,8 +291,6 @@ class Writer:
             raise OutputExistsError(
                 f"{self.path} exists; pass overwrite=True (--force) to replace it"
             )
-        if self.path.exists():
-            require_replaceable(self.path)
 
     def _check_disk_space(self) -> None:
         held = 0

@@ -9,8 +9,7 @@ from unittest import mock
 
 import pytest
 
-from format.test_writer import StopAt, journal_of, part_of, run
-from l2q_files import write_small
+from l2q_files import StopAt, journal_of, part_of, run, write_small
 from llama2q import files
 from llama2q.errors import FileInUseError, OutputError, OutputExistsError
 
@@ -146,7 +145,7 @@ def test_lock_by_a_byte(tmp_path: Path) -> None:
 def test_a_locked_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.l2q"
     with (
-        mock.patch("llama2q.format.writer.lock", lambda file: False),
+        mock.patch("llama2q.format.writer.lock", return_value=False),
         pytest.raises(OutputExistsError, match="is being written by another process"),
     ):
         run(path, StopAt(-1))

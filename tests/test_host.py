@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,14 @@ def test_no_rosetta_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rosetta_is_told_at_load(
-    mini_int4: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    convert_mini: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from llama2q.engine import Engine
 
     monkeypatch.setattr(host, "is_translated", lambda: True)
-    with Engine(mini_int4):
+    with Engine(convert_mini()):
         pass
     assert host.ROSETTA in caplog.messages
 

@@ -88,7 +88,7 @@ def test_work_bytes_are_exact(
             sequence = Sequence(engine.pool, n_tokens)
             engine.forward([Span(sequence, np.ones(n_tokens, np.int32).tolist(), n_rows)])
             assert model.work_bytes == _core.work_bytes(
-                config.to_dict(), group_size or 0, n_threads, n_tokens, n_rows
+                config.to_dict(), group_size or 0, engine.n_threads, n_tokens, n_rows
             )
             sequence.release()
 

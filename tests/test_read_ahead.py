@@ -203,7 +203,7 @@ def test_arguments_of_the_core(model: Path, tmp_path: Path) -> None:
             core.read_ahead(file.fileno(), engine.file.map, layers, -1)
         with pytest.raises(InvalidArgumentError, match="-1 is not an open file"):
             core.read_ahead(-1, engine.file.map, layers, 0)
-        with pytest.raises(InvalidArgumentError, match="loading is \"x\"; expected map or read"):
+        with pytest.raises(InvalidArgumentError, match='loading is "x"; expected map or read'):
             core.read_ahead(file.fileno(), engine.file.map, layers, 0, "x")  # type: ignore[arg-type]
         with pytest.raises(InvalidArgumentError, match=r"expected an mmap\.mmap"):
             core.read_ahead(file.fileno(), np.zeros(9, np.uint8), layers, 0)  # type: ignore[arg-type]

@@ -121,7 +121,7 @@ void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   float* scratch = matmul_scratch_.reserve(share * pool_.n_threads());
   // With many tokens a pair of bands is work enough, and a smaller share waits for the last one.
   const int64_t most = jobs.front().input.n_tokens >= 64 ? 2 : 8;
-  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_running()), 1, most);
+  const int64_t grain = std::clamp<int64_t>(total / (int64_t{16} * pool_.n_threads()), 1, most);
   pool_.parallel_for(total, grain, [&](int64_t begin, int64_t end, int thread) {
     int64_t first = 0;
     for (const MatmulArgs& job : jobs) {

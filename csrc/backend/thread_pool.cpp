@@ -7,7 +7,6 @@
 #include <thread>
 #include <vector>
 
-#include "backend/cpu_features.h"
 #include "base/check.h"
 #include "base/float_env.h"
 #include "base/os/forks.h"
@@ -98,9 +97,6 @@ struct ThreadPool::Workers {
     }
   }
 
-  // What a thread does for which there is no CPU.
-  void rest() noexcept { stop.wait(false); }
-
   // Closes the job and waits for those who are inside.
   void finish_job() noexcept {
     const auto done = [&] { return (state.load(std::memory_order_acquire) & kInside) == 0; };
@@ -123,8 +119,7 @@ struct ThreadPool::Workers {
   }
 };
 
-ThreadPool::ThreadPool(int n_threads)
-    : n_threads_(n_threads), n_running_(std::min(n_threads, usable_cpus())) {
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads) {
   require(n_threads >= 1 && n_threads <= 1024,
           "n_threads is " + std::to_string(n_threads) + "; expected 1 to 1024");
   start();
@@ -134,9 +129,9 @@ void ThreadPool::start() {
   fork_count_ = fork_count();
   workers_ = std::make_unique<Workers>();
   for (int thread = 1; thread < n_threads_; ++thread) {
-    workers_->threads.emplace_back([workers = workers_.get(), thread, runs = thread < n_running_] {
+    workers_->threads.emplace_back([workers = workers_.get(), thread] {
       begin_compute_thread(thread);
-      runs ? workers->loop(thread) : workers->rest();
+      workers->loop(thread);
     });
   }
 }
@@ -147,7 +142,6 @@ ThreadPool::~ThreadPool() {
     return;
   }
   workers_->stop.store(true);
-  workers_->stop.notify_all();
   workers_->epoch.fetch_add(1, std::memory_order_release);
   workers_->epoch.notify_all();
   for (std::thread& thread : workers_->threads) thread.join();
@@ -159,7 +153,7 @@ void ThreadPool::run(int64_t n, int64_t grain, Body body, void* context) {
     workers_.release();
     start();
   }
-  if (n_running_ == 1 || n <= grain) {
+  if (n_threads_ == 1 || n <= grain) {
     for (int64_t i = 0; i < n; i += grain) body(context, i, std::min(i + grain, n), 0);
     return;
   }

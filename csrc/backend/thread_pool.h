@@ -20,8 +20,6 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int n_threads() const { return n_threads_; }
-  // How many of them share the work: no more than there are CPUs to run on.
-  int n_running() const { return n_running_; }
 
   // Runs f(begin, end, thread) over [0, n) in chunks of `grain`, handed out as threads get free.
   template <class Function>
@@ -40,7 +38,6 @@ class ThreadPool {
   void start();
 
   int n_threads_;
-  int n_running_;
   uint64_t fork_count_;
   std::unique_ptr<Workers> workers_;
 };

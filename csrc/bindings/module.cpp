@@ -72,6 +72,9 @@ PYBIND11_MODULE(_core, m) {
         "What this CPU and operating system offer that kernels can use; empty if not x86-64.");
   m.def("default_threads", default_thread_count,
         "Physical cores that this process may use (affinity and cgroup quota respected).");
+  m.def("usable_cpus", usable_cpus,
+        "Threads that can run at once: CPUs of the affinity mask, siblings of a core included, at "
+        "most the cgroup's quota.");
   bind_weights(m);
   bind_model(m);
   bind_kernels(m);

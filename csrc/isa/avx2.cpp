@@ -13,6 +13,7 @@ struct Avx2 : Avx2Lanes {
   static constexpr const char* kName = "avx2";
   static constexpr int kDenseTokens = 4;
   static constexpr int kStreamTokens = 4;
+  static constexpr int kStreamTiles = 1;
   static constexpr int kPanelTokens = 6;
   static constexpr int kPanelBands = 1;
   static constexpr bool kRegisterSums = false;  // the dots take 12 of the 16
@@ -24,9 +25,7 @@ struct Avx2 : Avx2Lanes {
   static Dot start_dot(int32_t) { return zero_int(); }
   static I finish_dot(Dot dot) { return dot; }
   static void dot(Dot& acc, const Line& line, const int8_t* x) {
-    int32_t four;
-    __builtin_memcpy(&four, x, 4);
-    const __m256i a = _mm256_set1_epi32(four);
+    const __m256i a = four_bytes(x);
     const __m256i magnitude = _mm256_abs_epi8(a);
     const __m256i ones = _mm256_set1_epi16(1);
     const auto products = [&](__m256i w) {

@@ -17,6 +17,7 @@ struct Avx512Vnni {
   static constexpr const char* kName = "avx512vnni";
   static constexpr int kDenseTokens = 8;
   static constexpr int kStreamTokens = 8;
+  static constexpr int kStreamTiles = 8;
   static constexpr int kPanelTokens = 6;
   static constexpr int kPanelBands = 2;
   static constexpr bool kRegisterSums = true;  // with the dots, 24 of the 32 registers

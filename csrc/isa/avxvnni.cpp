@@ -20,6 +20,7 @@ struct AvxVnni : Avx2Lanes {
   static constexpr const char* kName = "avxvnni";
   static constexpr int kDenseTokens = 4;
   static constexpr int kStreamTokens = 2;
+  static constexpr int kStreamTiles = 2;
   static constexpr int kPanelTokens = 6;
   static constexpr int kPanelBands = 1;
   static constexpr bool kRegisterSums = false;  // the dots take 12 of the 16

@@ -14,6 +14,7 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr int kDenseTokens = 4;
   static constexpr int kStreamTokens = 2;
+  static constexpr int kStreamTiles = 1;
   static constexpr int kPanelTokens = 4;
   static constexpr int kPanelBands = 1;
   static constexpr bool kRegisterSums = false;

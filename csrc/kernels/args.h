@@ -114,10 +114,14 @@ inline constexpr int64_t kPanelTokenBlock = 516;
 inline constexpr int64_t kPanelColumns = 4096, kSmallPanelColumns = 256;
 inline constexpr int64_t kMostPanelBands = 2;
 
+constexpr int64_t panel_columns(int64_t n_tokens) {
+  return n_tokens > 16 ? kPanelColumns : kSmallPanelColumns;
+}
+
 // Floats of scratch that matmul() needs: a panel, its scales, the sums of two bands.
 constexpr int64_t matmul_scratch(int64_t n_tokens) {
   const int64_t tokens = n_tokens < kPanelTokenBlock ? n_tokens : kPanelTokenBlock;
-  const int64_t columns = n_tokens > 16 ? kPanelColumns : kSmallPanelColumns;
+  const int64_t columns = panel_columns(n_tokens);
   if (n_tokens < 2) return 0;
   return columns * kMostPanelBands * kBandRows / 4 + columns / 32 * kMostPanelBands * kBandRows +
          tokens * kMostPanelBands * kBandRows;
@@ -133,11 +137,18 @@ struct ReadProbe {
   int64_t prefetch_lines;  // how far ahead; 0 for none
 };
 
+// Tokens of a tile, at most `most`, that n_tokens are dealt out to evenly.
+constexpr int64_t stream_width(int64_t n_tokens, int64_t most) {
+  const int64_t tiles = (n_tokens + most - 1) / most;
+  return tiles < 2 ? n_tokens : (n_tokens + tiles - 1) / tiles;
+}
+
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
 // those that return bool say whether every value was finite (and representable in the cache).
 struct KernelTable {
   const char* name;
-  int64_t stream_tokens;  // so many tokens, or fewer, are one tile
+  int64_t stream_tokens;  // of a tile that reads the file's lines, at most
+  int64_t most_streamed;  // so many tokens, or fewer, are such tiles
   int64_t tile_tokens;    // of more, each tile's; divides kPanelTokenBlock
   bool wide_codes;
   // x f32 [cols] -> codes, scales and corrections of a row of a tile.
@@ -174,7 +185,7 @@ struct KernelTable {
 
   // Tokens of a tile of ActivationView.
   int64_t tile_width(int64_t n_tokens) const {
-    return n_tokens <= stream_tokens ? n_tokens : tile_tokens;
+    return n_tokens <= most_streamed ? stream_width(n_tokens, stream_tokens) : tile_tokens;
   }
   // Benchmarks: kernels/limits.h.
   int64_t (*probe_dots)(int variant, int64_t rounds, const int8_t* operands) noexcept;

@@ -1,8 +1,8 @@
 // y = x W^T over bands of 16 rows: rows in lanes, so no horizontal sum is ever needed.
 //
 // Quantized weights: an exact int32 dot per group, then acc = fma(float(dot), w_scale * a_scale,
-// acc), groups ascending (DESIGN.md section 5.2); one token streams the codes once, several pass
-// over panels. Dense weights: acc = fma(w, x, acc), k ascending.
+// acc), groups ascending (DESIGN.md section 5.2); few tokens stream the codes, many pass over
+// panels. Dense weights: acc = fma(w, x, acc), k ascending.
 #pragma once
 
 #include "kernels/args.h"
@@ -25,19 +25,21 @@ void store_outputs(const MatmulArgs& args, int64_t token, int64_t row, typename 
   V::store_partial(y, acc, present);
 }
 
-// A tile of kTokens tokens and one band, straight from the file's lines.
+// A tile of kTokens tokens, the first of them t0, and one band, straight from the file's lines.
 template <class V, class Lines, int kTokens>
 void stream_band(const MatrixView& w, const Lines& lines, const ActivationView& x, int64_t band,
-                 typename V::F (&acc)[kTokens]) {
+                 int64_t t0, typename V::F (&acc)[kTokens]) {
   const int64_t lines_per_group = w.group_size / Lines::kColumns;
   const uint8_t* line =
       static_cast<const uint8_t*>(w.codes) + band * w.n_groups * lines_per_group * kLineBytes;
   const uint16_t* w_scales = w.scales + band * w.n_groups * kBandRows;
-  const int8_t* codes = x.codes;
+  const int8_t* codes = x.codes + t0 * w.n_groups * w.group_size;
+  const float* scales = x.scales + t0 * w.n_groups;
+  const int32_t* corrections = x.corrections + t0 * w.n_groups;
   for (int t = 0; t < kTokens; ++t) acc[t] = V::broadcast(0.0f);
   for (int64_t g = 0; g < w.n_groups; ++g) {
     typename V::Dot dots[kTokens];
-    for (int t = 0; t < kTokens; ++t) dots[t] = V::start_dot(x.corrections[g * kTokens + t]);
+    for (int t = 0; t < kTokens; ++t) dots[t] = V::start_dot(corrections[g * kTokens + t]);
     for (int64_t j = 0; j < lines_per_group; ++j) {
       V::prefetch(line + 4096);
       lines.accumulate(line, codes, dots);
@@ -46,33 +48,46 @@ void stream_band(const MatrixView& w, const Lines& lines, const ActivationView& 
     }
     const typename V::F w_scale = V::load_f16(w_scales + g * kBandRows);
     for (int t = 0; t < kTokens; ++t) {
-      const typename V::F scale = V::mul(w_scale, V::broadcast(x.scales[g * kTokens + t]));
+      const typename V::F scale = V::mul(w_scale, V::broadcast(scales[g * kTokens + t]));
       acc[t] = V::fma(V::to_float(V::finish_dot(dots[t])), scale, acc[t]);
     }
   }
 }
 
+// The outputs of one band, or of a SwiGLU pair, for the tile of `width` tokens.
 template <class V, class Lines, int kTokens>
-void stream_bands(const MatmulArgs& args, int64_t begin, int64_t end) {
-  if (args.input.n_tokens < kTokens) {
-    if constexpr (kTokens > 1) stream_bands<V, Lines, kTokens - 1>(args, begin, end);
+void stream_tile(const MatmulArgs& args, const Lines& lines, int64_t band, int64_t t0,
+                 int64_t width) {
+  if (width < kTokens) {
+    if constexpr (kTokens > 1) stream_tile<V, Lines, kTokens - 1>(args, lines, band, t0, width);
     return;
   }
   const MatrixView& w = *args.matrix;
-  const Lines lines(V::load_grid(w.grid));
-  for (int64_t band = begin; band < end; ++band) {
-    typename V::F acc[kTokens], up[kTokens];
-    if (args.epilogue == Epilogue::kSwiglu) {
-      stream_band<V, Lines, kTokens>(w, lines, args.input, 2 * band, acc);
-      stream_band<V, Lines, kTokens>(w, lines, args.input, 2 * band + 1, up);
-      for (int t = 0; t < kTokens; ++t) {
-        store_outputs<V>(args, t, band * kBandRows, acc[t], up[t]);
-      }
-    } else {
-      stream_band<V, Lines, kTokens>(w, lines, args.input, band, acc);
-      for (int t = 0; t < kTokens; ++t) {
-        store_outputs<V>(args, t, band * kBandRows, acc[t], acc[t]);
-      }
+  typename V::F acc[kTokens], up[kTokens];
+  if (args.epilogue == Epilogue::kSwiglu) {
+    stream_band<V, Lines, kTokens>(w, lines, args.input, 2 * band, t0, acc);
+    stream_band<V, Lines, kTokens>(w, lines, args.input, 2 * band + 1, t0, up);
+    for (int t = 0; t < kTokens; ++t) {
+      store_outputs<V>(args, t0 + t, band * kBandRows, acc[t], up[t]);
+    }
+  } else {
+    stream_band<V, Lines, kTokens>(w, lines, args.input, band, t0, acc);
+    for (int t = 0; t < kTokens; ++t) {
+      store_outputs<V>(args, t0 + t, band * kBandRows, acc[t], acc[t]);
+    }
+  }
+}
+
+// Each band comes from memory once; the second tile finds it in the L2 cache.
+template <class V, class Lines>
+void stream_bands(const MatmulArgs& args, int64_t begin, int64_t end) {
+  const Lines lines(V::load_grid(args.matrix->grid));
+  const int64_t n_tokens = args.input.n_tokens;
+  const int64_t tile = stream_width(n_tokens, V::kStreamTokens);
+  for (int64_t t0 = 0; t0 < n_tokens; t0 += tile) {
+    for (int64_t band = begin; band < end; ++band) {
+      const int64_t width = t0 + tile < n_tokens ? tile : n_tokens - t0;
+      stream_tile<V, Lines, V::kStreamTokens>(args, lines, band, t0, width);
     }
   }
 }
@@ -152,15 +167,15 @@ void dense_bands(const MatmulArgs& args, int64_t begin, int64_t end) {
 
 template <class V>
 void matmul(const MatmulArgs& args, int64_t begin, int64_t end, float* scratch) noexcept {
-  const bool stream = args.input.n_tokens <= V::kStreamTokens;
+  const bool stream = args.input.n_tokens <= V::kStreamTokens * V::kStreamTiles;
   switch (args.matrix->kind) {
     case MatrixKind::kInt4:
-      if (stream) return stream_bands<V, Int4Lines<V>, V::kStreamTokens>(args, begin, end);
+      if (stream) return stream_bands<V, Int4Lines<V>>(args, begin, end);
       return V::with_int4_panel(*args.matrix, [&](auto panel) {
         panel_bands<V, decltype(panel), Int4Lines<V>>(args, begin, end, scratch);
       });
     case MatrixKind::kInt8:
-      if (stream) return stream_bands<V, Int8Lines<V>, V::kStreamTokens>(args, begin, end);
+      if (stream) return stream_bands<V, Int8Lines<V>>(args, begin, end);
       return panel_bands<V, typename V::Panel, Int8Lines<V>>(args, begin, end, scratch);
     case MatrixKind::kF32:
       return dense_bands<V, DenseF32<V>>(args, begin, end);

@@ -1,4 +1,4 @@
-// Several tokens: bands are unpacked once into a panel, which tiles of tokens then pass over.
+// Many tokens: bands are unpacked once into a panel, which tiles of tokens then pass over.
 //
 // A panel line is 64 bytes: 16 rows x P::kColumns columns as the instruction set multiplies them; a
 // token's unit beside it is 4 bytes. A tile is up to V::kPanelTokens tokens; its dots stay in
@@ -132,7 +132,8 @@ class PanelProduct {
  public:
   PanelProduct(const MatrixView& w, const ActivationView& x, int64_t t0, int64_t t1, float* scratch)
       : w_(w), lines_(P::grid(w)), x_(x), t0_(t0), t1_(t1) {
-    const int64_t columns = x.n_tokens > 16 ? kPanelColumns : kSmallPanelColumns;
+    static_assert(kPanelTokenBlock % V::kPanelTokens == 0);
+    const int64_t columns = panel_columns(x.n_tokens);
     groups_ = columns / w.group_size;
     panel_ = reinterpret_cast<uint8_t*>(scratch);
     scales_ = scratch + columns * kMostPanelBands * kBandRows / 4;

@@ -14,6 +14,7 @@ template <class V>
 inline constexpr KernelTable kKernelTable = {
     .name = V::kName,
     .stream_tokens = V::kStreamTokens,
+    .most_streamed = V::kStreamTokens * V::kStreamTiles,
     .tile_tokens = V::kPanelTokens,
     .wide_codes = V::kWideCodes,
     .quantize_row = quantize_row<V>,

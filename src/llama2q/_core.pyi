@@ -52,6 +52,10 @@ def measure_read_bandwidth(
     streams side by side, prefetch distance, shares or pieces, small or huge pages. Each pattern is
     tried, the fastest ones for about that long; each rate is that of the best eighth but one."""
 
+def usable_cpus() -> int:
+    """Threads that can run at once: CPUs of the affinity mask, siblings of a core included, at most
+    the cgroup's quota."""
+
 class Matrix:
     """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""
 

@@ -18,7 +18,7 @@ from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import BLOCK, Sequence, blocks_for
-from llama2q.plan import KvChoice, kv_bytes_per_token
+from llama2q.plan import KvChoice, kv_bytes_per_token, threads_for
 
 Kind: TypeAlias = Literal["prefill", "decode", "step", "batch"]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -223,7 +223,7 @@ def bench(
 
 def measure_limits(settings: BenchSettings) -> dict[str, float]:
     """Return the best rates that the probes of the core reach."""
-    n_threads, seconds = settings.n_threads, settings.limit_seconds
+    n_threads, seconds = threads_for(settings.n_threads), settings.limit_seconds
     reads = _core.measure_read_bandwidth(settings.isa, n_threads, seconds=seconds)
     dots = _core.measure_dot_rate(settings.isa, n_threads, seconds)
     return {

@@ -12,7 +12,7 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q import _core
+from llama2q import _core, host
 from llama2q.config import ModelConfig
 from llama2q.errors import (
     CancelledError,
@@ -25,7 +25,7 @@ from llama2q.errors import (
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import BlockPool, Sequence, blocks_for
-from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for
+from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for, threads_for
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
@@ -78,7 +78,8 @@ class Engine:
             Type of the KV cache. "auto": f32 for an unquantized model; else f16 where one context
             fits beside the weights, else int8.
         n_threads : int or None
-            Computing threads; None takes the physical cores that this process may use.
+            Computing threads, at most as many as there are CPUs for them; None takes the physical
+            cores that this process may use.
         isa : str or None
             Instruction set; None takes LLAMA2Q_ISA or the fastest.
         max_sequences : int or None
@@ -121,11 +122,20 @@ class Engine:
             kv_choice=kv_choice,
             n_sequences=max_sequences,
             n_threads=n_threads,
+            isa=isa,
         )
         if not plan.can_load:
             raise InsufficientMemoryError(plan.message)
         if not plan.fits:
             _log.warning("%s", plan.message)
+        n_computing = threads_for(n_threads)
+        if n_threads is not None and n_computing < n_threads:
+            _log.warning(
+                "n_threads is %d; this process may use %d CPUs: computing with %d threads",
+                n_threads,
+                n_computing,
+                n_computing,
+            )
         self.plan: Plan = plan
         self.n_ctx = plan.n_ctx
         self.kv_dtype = plan.kv_dtype
@@ -140,7 +150,7 @@ class Engine:
             self._file,
             kv_dtype=plan.kv_dtype,
             n_blocks=self.pool.n_blocks,
-            n_threads=n_threads,
+            n_threads=n_computing,
             isa=isa,
             read_ahead=plan.read_ahead,
         )
@@ -154,6 +164,8 @@ class Engine:
             self._model.n_threads,
             self._model.isa,
         )
+        if host.is_translated():
+            _log.warning("%s", host.ROSETTA)
 
     @property
     def config(self) -> ModelConfig:

@@ -223,6 +223,7 @@ def plan_for(
     available: int | None = None,
     n_sequences: int | None = None,
     n_threads: int | None = None,
+    isa: str | None = None,
 ) -> Plan:
     """Plan for an open file; see `plan`.
 
@@ -231,7 +232,9 @@ def plan_for(
     n_sequences : int or None
         None takes as many contexts as 80 % of the memory hold beside the weights, 1 to 8.
     n_threads : int or None
-        Computing threads; None takes the physical cores that this process may use.
+        Computing threads that are asked for, see `threads_for`.
+    isa : str or None
+        Instruction set; None takes LLAMA2Q_ISA or the fastest.
     """
     config = file.config
     if kv_choice not in get_args(KvChoice):
@@ -245,7 +248,7 @@ def plan_for(
         )
     if available is None:
         available = system_memory.available_bytes()
-    needs = _Needs.of(file, n_threads or _core.default_threads())
+    needs = _Needs.of(file, threads_for(n_threads), isa)
     n_ctx = n_ctx or config.max_seq_len
     kv_dtype = (
         _choose_kv_dtype(needs, file.recipe.quant, n_ctx, available)
@@ -276,6 +279,15 @@ def plan_for(
     )
 
 
+def threads_for(n_threads: int | None) -> int:
+    """Return how many threads will compute where so many are asked for.
+
+    None takes the physical cores that this process may use. No more than there are CPUs to run
+    them: those beyond would only wait for each other.
+    """
+    return min(n_threads or _core.default_threads(), _core.usable_cpus())
+
+
 def kv_bytes_per_token(config: ModelConfig, kv_dtype: _core.KvDtype) -> int:
     """Bytes of keys and values of one token over all layers."""
     return _core.kv_bytes(config.to_dict(), kv_dtype, BLOCK) // BLOCK**2
@@ -294,16 +306,18 @@ class _Needs:
     config: ModelConfig
     group_size: int
     n_threads: int
+    isa: str | None
     weights: int
     overhead: int
 
     @classmethod
-    def of(cls, file: L2qFile, n_threads: int) -> _Needs:
+    def of(cls, file: L2qFile, n_threads: int, isa: str | None) -> _Needs:
         tokenizer_bytes = file.tensors[TOKENIZER].nbytes
         return cls(
             file.config,
             file.recipe.group_size or 0,
             n_threads,
+            isa,
             file.file_bytes,
             _OVERHEAD_BYTES + _OVERHEAD_PER_TOKENIZER_BYTE * tokenizer_bytes,
         )
@@ -314,7 +328,12 @@ class _Needs:
     def work(self, n_ctx: int, n_sequences: int) -> int:
         """Work space of steps that return a row per sequence, and the rows."""
         buffers = _core.work_bytes(
-            self.config.to_dict(), self.group_size, self.n_threads, n_ctx * n_sequences, n_sequences
+            self.config.to_dict(),
+            self.group_size,
+            self.n_threads,
+            n_ctx * n_sequences,
+            n_sequences,
+            self.isa,
         )
         return buffers + 4 * n_sequences * self.config.vocab_size
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import llama2q
+from llama2q import _core
 from llama2q.engine import Engine
 from llama2q.errors import InsufficientMemoryError, InvalidArgumentError, NotAnL2qFileError
 
@@ -68,6 +69,17 @@ def test_weights_larger_than_memory_warn(
     with Engine(mini_file, kv_dtype="f16"):
         pass
     assert "will be read from disk at each step. Would fit: " in caplog.text
+
+
+def test_no_more_threads_than_cpus(mini_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    n_cpus = _core.usable_cpus()
+    caplog.set_level(logging.WARNING, "llama2q")
+    with Engine(mini_file, n_threads=n_cpus) as engine:
+        assert engine.n_threads == n_cpus
+    assert caplog.text == ""
+    with Engine(mini_file, n_threads=n_cpus + 3) as engine:
+        assert engine.n_threads == n_cpus
+    assert f"n_threads is {n_cpus + 3}; this process may use {n_cpus} CPUs" in caplog.text
 
 
 def test_context_is_the_models(mini_file: Path) -> None:

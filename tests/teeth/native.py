@@ -93,6 +93,14 @@ NATIVE = (
         "acc[t] = V::add(V::mul(V::to_float(V::finish_dot(dots[t])), scale), acc[t]);",
         f"{MATMUL}::test_contract",
     ),
+    fault(
+        "the second tile of a stream takes the first one's scales",
+        "csrc/kernels/matmul.h",
+        "const float* scales = x.scales + t0 * w.n_groups;",
+        "const float* scales = x.scales;",
+        f"{MATMUL}::test_every_width_of_a_tile",
+        isa="avx512vnni",
+    ),
     Mutant(
         "K in another order",
         (

@@ -270,7 +270,8 @@ def load(
         Type of the KV cache. "auto": f32 for an unquantized model; else f16 where weights and
         cache fit the available memory, else int8. The choice is logged.
     n_threads : int or None
-        Computing threads; None takes the physical cores that this process may use.
+        Computing threads, at most as many as there are CPUs for them; None takes the physical cores
+        that this process may use.
 
     Returns
     -------

@@ -104,7 +104,7 @@ void fuzz_rows(Input& input) {
 
 void fuzz_matmul(Input& input) {
   const FloatEnv environment;
-  const int64_t rows = input.between(1, 70), cols = input.between(1, 150), n = input.between(0, 20);
+  const int64_t rows = input.between(1, 70), cols = input.between(1, 150), n = input.between(0, 80);
   const bool wild = input.byte() % 8 == 0;
   const Matrix matrix(input, rows, cols, input.pick<int64_t>({32, 64, 128}), wild);
   const Embedding table_rows(input, rows, cols, input.pick<int64_t>({32, 64, 128}), wild);

@@ -14,8 +14,9 @@ double quota_cores();
 
 // Whether the processor has the instructions of these Arm extensions; false elsewhere.
 struct ArmFeatures {
-  bool dotprod;  // FEAT_DotProd: sdot, udot
-  bool i8mm;     // FEAT_I8MM: smmla, usdot
+  bool dotprod;  // sdot
+  bool i8mm;     // smmla
+  bool bf16;
 };
 ArmFeatures arm_features();
 

@@ -85,8 +85,11 @@ double quota_cores() {
 
 ArmFeatures arm_features() {
 #if defined(__aarch64__)
-  constexpr unsigned long kDotProd = 1ul << 20, kI8mm = 1ul << 13;
-  return {(getauxval(AT_HWCAP) & kDotProd) != 0, (getauxval(AT_HWCAP2) & kI8mm) != 0};
+  // Bits of AT_HWCAP and AT_HWCAP2, as the kernel's interface fixes them.
+  const unsigned long one = getauxval(AT_HWCAP), two = getauxval(AT_HWCAP2);
+  return {.dotprod = (one >> 20 & 1u) != 0,
+          .i8mm = (two >> 13 & 1u) != 0,
+          .bf16 = (two >> 14 & 1u) != 0};
 #else
   return {};
 #endif

@@ -34,9 +34,10 @@ double quota_cores() { return 1e9; }
 // of these processors, M1, had the first of these extensions.
 ArmFeatures arm_features() {
 #if defined(__aarch64__)
-  return {sysctl_number("hw.optional.arm.FEAT_DotProd") != 0 ||
-              sysctl_number("hw.optional.armv8_2_sha512") != 0,
-          sysctl_number("hw.optional.arm.FEAT_I8MM") != 0};
+  return {.dotprod = sysctl_number("hw.optional.arm.FEAT_DotProd") != 0 ||
+                     sysctl_number("hw.optional.armv8_2_sha512") != 0,
+          .i8mm = sysctl_number("hw.optional.arm.FEAT_I8MM") != 0,
+          .bf16 = sysctl_number("hw.optional.arm.FEAT_BF16") != 0};
 #else
   return {};
 #endif

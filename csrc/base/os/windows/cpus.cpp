@@ -76,8 +76,9 @@ double quota_cores() { return 1e9; }
 
 ArmFeatures arm_features() {
 #if defined(__aarch64__)
-  constexpr DWORD kDotProd = 43, kI8mm = 66;  // PF_ARM_V82_DP_..., PF_ARM_V82_I8MM_...
-  return {::IsProcessorFeaturePresent(kDotProd) != 0, ::IsProcessorFeaturePresent(kI8mm) != 0};
+  // PF_ARM_V82_DP_, PF_ARM_V82_I8MM_ and PF_ARM_V86_BF16_INSTRUCTIONS_AVAILABLE.
+  const auto has = [](DWORD feature) { return ::IsProcessorFeaturePresent(feature) != 0; };
+  return {.dotprod = has(43), .i8mm = has(66), .bf16 = has(68)};
 #else
   return {};
 #endif

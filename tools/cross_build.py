@@ -114,13 +114,13 @@ def _windows_python(dlltool: Path, folder: Path) -> list[str]:
     shutil.copytree(sysconfig.get_path("include"), include)
     shutil.copy2(_PYCONFIG, include)
     declared = {
-        (name, kind)
+        (function, kind)
         for header in include.rglob("*.h")
-        for kind, name in _DECLARED.findall(header.read_text(encoding="utf-8"))
+        for kind, function in _DECLARED.findall(header.read_text(encoding="utf-8"))
     }
-    lines = [f"  {name}{' DATA' if kind == 'DATA' else ''}" for name, kind in sorted(declared)]
-    dll = f"python{sys.version_info.major}{sys.version_info.minor}.dll"
-    definition, library = folder / "python.def", folder / "libpython.a"
+    lines = [f"  {what}{' DATA' if kind == 'DATA' else ''}" for what, kind in sorted(declared)]
+    name = f"python{sys.version_info.major}{sys.version_info.minor}"
+    dll, definition, library = f"{name}.dll", folder / f"{name}.def", folder / f"lib{name}.a"
     definition.write_text("\n".join([f"LIBRARY {dll}", "EXPORTS", *lines, ""]), encoding="utf-8")
     arguments = ("-m", "i386:x86-64", "-D", dll, "-d", definition, "-l", library)
     if native_build.run([dlltool, *arguments]):

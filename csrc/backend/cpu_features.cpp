@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace llama2q {
@@ -58,6 +60,25 @@ bool has_avxvnni() {
   return has_avx2() && bit(cpuid(7, 1).a, 4);
 #endif
 }
+#elif defined(__aarch64__)
+// Extensions of Armv8 that our kernels use or may use, by Linux's names.
+struct ArmFeatures {
+  bool asimddp = false;  // sdot
+  bool i8mm = false;     // smmla
+  bool bf16 = false;
+};
+
+ArmFeatures arm_features() {
+  ArmFeatures found;
+#if defined(__linux__)
+  // Bits of AT_HWCAP and AT_HWCAP2, as the kernel's interface fixes them.
+  const unsigned long one = getauxval(AT_HWCAP), two = getauxval(AT_HWCAP2);
+  found.asimddp = (one >> 20 & 1u) != 0;
+  found.i8mm = (two >> 13 & 1u) != 0;
+  found.bf16 = (two >> 14 & 1u) != 0;
+#endif
+  return found;
+}
 #endif
 
 std::string names_of(const std::vector<const KernelTable*>& tables) {
@@ -82,6 +103,12 @@ const std::vector<const KernelTable*>& available_kernels() {
 #if defined(LLAMA2Q_HAVE_AVX512VNNI)
     if (has_avx512vnni()) found.push_back(&kAvx512VnniKernels);
 #endif
+#if defined(LLAMA2Q_HAVE_NEON)
+    if (arm_features().asimddp) found.push_back(&kNeonKernels);
+#endif
+#if defined(LLAMA2Q_HAVE_NEON_I8MM)
+    if (arm_features().asimddp && arm_features().i8mm) found.push_back(&kNeonI8mmKernels);
+#endif
     return found;
   }();
   return tables;
@@ -98,18 +125,24 @@ std::vector<std::string> compiled_kernels() {
 #if defined(LLAMA2Q_HAVE_AVX512VNNI)
   names.emplace_back("avx512vnni");
 #endif
+#if defined(LLAMA2Q_HAVE_NEON)
+  names.emplace_back("neon");
+#endif
+#if defined(LLAMA2Q_HAVE_NEON_I8MM)
+  names.emplace_back("neon_i8mm");
+#endif
   return names;
 }
 
 std::vector<std::string> cpu_features() {
   std::vector<std::string> names;
+  [[maybe_unused]] const auto add = [&](const char* name, bool present) {
+    if (present) names.emplace_back(name);
+  };
 #if defined(__x86_64__)
   const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
   const uint64_t state = saved_state();
   const bool ymm = (state & kYmm) == kYmm, zmm = (state & kZmm) == kZmm;
-  const auto add = [&](const char* name, bool present) {
-    if (present) names.emplace_back(name);
-  };
   add("avx", ymm && bit(one.c, 28));
   add("fma", ymm && bit(one.c, 12));
   add("f16c", ymm && bit(one.c, 29));
@@ -121,6 +154,11 @@ std::vector<std::string> cpu_features() {
   add("avx512vl", zmm && bit(seven.b, 31));
   add("avx512vnni", zmm && bit(seven.c, 11));
   add("avx512bf16", zmm && bit(seven_one.a, 5));
+#elif defined(__aarch64__)
+  const ArmFeatures arm = arm_features();
+  add("asimddp", arm.asimddp);
+  add("i8mm", arm.i8mm);
+  add("bf16", arm.bf16);
 #endif
   return names;
 }

@@ -27,7 +27,7 @@ def compiled_isas() -> list[str]:
     """Names of the instruction sets that this build holds, slowest first."""
 
 def cpu_features() -> list[str]:
-    """What this CPU and operating system offer that kernels can use; empty if not x86-64."""
+    """What this CPU and operating system offer that kernels can use."""
 
 def default_isa() -> str:
     """Name of the one used when none is asked for: LLAMA2Q_ISA, or the fastest."""

@@ -107,7 +107,7 @@ def _matmuls(rng: np.random.Generator) -> Iterator[Case]:
         for group_size in (32, 64, 128):
             matrix = random_stored(rng, 70, 200, kind, group_size)
             # One token, streams, panels of one tile and of several with a tail.
-            for n in (0, *range(1, 14), 16, 17, 31):
+            for n in (0, *range(1, 14), 16, 17, 31, 40, 64, 65):
                 name = f"{kind} / {group_size}, {n} tokens"
                 yield _matmul(name, matrix, normal(rng, n, 200), threads=THREADS)
         # Extremes of every code: the largest dots.

@@ -23,38 +23,17 @@ RECIPES = {"int4": 64, "int8": 32, "none": 64}
 """quant -> group size."""
 
 
-def make(folder: Path, mini: dict[str, Path] | None = None) -> list[Path]:
-    """Write both files.
-
-    Parameters
-    ----------
-    folder : Path
-        Where; it is made if need be.
-    mini : dict of str to Path or None
-        The converted demo model per quantization; None converts it.
-
-    Returns
-    -------
-    list of Path
-        kernels.golden, steps.golden.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "kernels.golden", folder / "steps.golden"]
-    write_golden(paths[0], kernels.cases())
-    with tempfile.TemporaryDirectory() as temporary:
-        if mini is None:
-            mini = {quant: Path(temporary) / f"{quant}.l2q" for quant in RECIPES}
-            for quant, path in mini.items():
-                llama2q.convert(MINI, path, quant=quant, group_size=RECIPES[quant])
-        write_golden(paths[1], steps.cases(mini))
-    return paths
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    for path in make(parser.parse_args().folder):
-        print(path)
+    parser.add_argument("folder", type=Path, help="made if need be")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_golden(folder / "kernels.golden", kernels.cases())
+    with tempfile.TemporaryDirectory() as temporary:
+        mini = {quant: Path(temporary) / f"{quant}.l2q" for quant in RECIPES}
+        for quant, path in mini.items():
+            llama2q.convert(MINI, path, quant=quant, group_size=RECIPES[quant])
+        write_golden(folder / "steps.golden", steps.cases(mini))
 
 
 if __name__ == "__main__":

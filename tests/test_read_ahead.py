@@ -23,7 +23,7 @@ from llama2q.engine import Engine, Span
 from llama2q.errors import CancelledError, InvalidArgumentError
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import Sequence
-from llama2q.read_ahead import ReadAhead, layer_ranges, read_ahead_for
+from llama2q.read_ahead import ReadAhead, is_worth_loading, layer_ranges, read_ahead_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the page cache is steered on Linux")
 
@@ -98,6 +98,11 @@ def test_other_systems_page_by_themselves(model: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("llama2q.read_ahead.CACHE_CAN_BE_STEERED", False)
     with L2qFile(model) as file:
         assert read_ahead_for(file, file.file_bytes // 2) is None
+        for room, expected in ((file.file_bytes, True), (file.file_bytes - 1, False)):
+            monkeypatch.setattr("llama2q.memory.available_bytes", lambda room=room: room)
+            assert is_worth_loading(file) is expected
+    monkeypatch.undo()
+    monkeypatch.setattr("llama2q.read_ahead.CACHE_CAN_BE_STEERED", False)
     plan = llama2q.plan(model, memory=plan_memory(model))
     assert ": the weights do not fit beside the rest and will be read from disk" in plan.message
 

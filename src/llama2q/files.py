@@ -88,7 +88,8 @@ def replace(source: Path, target: Path) -> None:
             if attempt + 1 == _ATTEMPTS:
                 raise FileInUseError(
                     f"{target} cannot be replaced while a program uses it ({reason}): close what "
-                    f"has it open, such as a loaded model; the new content is in {source}"
+                    "has it open, such as a loaded model, and see that it is not write-protected; "
+                    f"the new content is in {source}"
                 ) from error
             time.sleep(_SECONDS_BETWEEN)
         else:

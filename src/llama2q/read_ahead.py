@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from llama2q import memory
 from llama2q.format.reader import L2qFile
 
 CACHE_CAN_BE_STEERED = sys.platform == "linux"
@@ -82,6 +83,15 @@ def read_ahead_for(file: L2qFile, room: int) -> ReadAhead | None:
         streamed_bytes=sum(sizes[i] for i in streamed),
         window_bytes=_WINDOW_LAYERS * largest,
     )
+
+
+def is_worth_loading(file: L2qFile) -> bool:
+    """Whether to read all weights ahead of the first step.
+
+    Where the cache cannot be steered, what does not fit would be read for nothing: its beginning
+    would be gone before it is used.
+    """
+    return CACHE_CAN_BE_STEERED or file.file_bytes <= memory.available_bytes()
 
 
 def layer_ranges(file: L2qFile) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from llama2q.format.layout import INV_FREQ
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.quant import GRIDS
-from llama2q.read_ahead import LOADING, ReadAhead, layer_ranges
+from llama2q.read_ahead import LOADING, ReadAhead, is_worth_loading, layer_ranges
 
 
 def build_model(
@@ -60,6 +60,8 @@ def build_model(
         n_threads=n_threads,
         isa=isa,
     )
+    if not is_worth_loading(file):
+        return model
     streamed: tuple[int, ...] = ()
     window_bytes = 0
     if read_ahead is not None:

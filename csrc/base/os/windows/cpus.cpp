@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include "base/os/windows/windows.h"
@@ -20,16 +21,18 @@ struct Core {
 // process says nothing if it runs in several groups: then it has no affinity, but all of them.
 std::vector<KAFFINITY> allowed_masks() {
   std::vector<KAFFINITY> masks(::GetMaximumProcessorGroupCount(), 0);
-  std::vector<USHORT> groups(masks.size(), 0);
+  std::vector<USHORT> groups(masks.size());
   auto n_groups = static_cast<USHORT>(groups.size());
-  DWORD_PTR process = 0, system = 0;
-  if (!::GetProcessGroupAffinity(::GetCurrentProcess(), &n_groups, groups.data())) n_groups = 0;
-  const bool known = ::GetProcessAffinityMask(::GetCurrentProcess(), &process, &system) != 0;
-  for (USHORT i = 0; i < n_groups; ++i) {
-    if (groups[i] >= masks.size()) continue;
-    masks[groups[i]] = n_groups == 1 && known && process != 0 ? process : ~KAFFINITY{0};
+  if (!::GetProcessGroupAffinity(::GetCurrentProcess(), &n_groups, groups.data())) {
+    n_groups = static_cast<USHORT>(groups.size());
+    std::iota(groups.begin(), groups.end(), USHORT{0});
   }
-  if (n_groups == 0) masks.assign(masks.size(), ~KAFFINITY{0});
+  DWORD_PTR process = 0, system = 0;
+  const bool bound =
+      n_groups == 1 && ::GetProcessAffinityMask(::GetCurrentProcess(), &process, &system) != 0;
+  for (USHORT i = 0; i < n_groups; ++i) {
+    if (groups[i] < masks.size()) masks[groups[i]] = bound ? process : ~KAFFINITY{0};
+  }
   return masks;
 }
 

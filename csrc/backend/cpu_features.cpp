@@ -4,12 +4,11 @@
 #include <cstdlib>
 
 #include "base/check.h"
+#include "base/os/cpus.h"
 #include "isa/tables.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
 #endif
 
 namespace llama2q {
@@ -60,25 +59,6 @@ bool has_avxvnni() {
   return has_avx2() && bit(cpuid(7, 1).a, 4);
 #endif
 }
-#elif defined(__aarch64__)
-// Extensions of Armv8 that our kernels use or may use, by Linux's names.
-struct ArmFeatures {
-  bool asimddp = false;  // sdot
-  bool i8mm = false;     // smmla
-  bool bf16 = false;
-};
-
-ArmFeatures arm_features() {
-  ArmFeatures found;
-#if defined(__linux__)
-  // Bits of AT_HWCAP and AT_HWCAP2, as the kernel's interface fixes them.
-  const unsigned long one = getauxval(AT_HWCAP), two = getauxval(AT_HWCAP2);
-  found.asimddp = (one >> 20 & 1u) != 0;
-  found.i8mm = (two >> 13 & 1u) != 0;
-  found.bf16 = (two >> 14 & 1u) != 0;
-#endif
-  return found;
-}
 #endif
 
 std::string names_of(const std::vector<const KernelTable*>& tables) {
@@ -104,10 +84,10 @@ const std::vector<const KernelTable*>& available_kernels() {
     if (has_avx512vnni()) found.push_back(&kAvx512VnniKernels);
 #endif
 #if defined(LLAMA2Q_HAVE_NEON)
-    if (arm_features().asimddp) found.push_back(&kNeonKernels);
+    if (arm_features().dotprod) found.push_back(&kNeonKernels);
 #endif
 #if defined(LLAMA2Q_HAVE_NEON_I8MM)
-    if (arm_features().asimddp && arm_features().i8mm) found.push_back(&kNeonI8mmKernels);
+    if (arm_features().dotprod && arm_features().i8mm) found.push_back(&kNeonI8mmKernels);
 #endif
     return found;
   }();
@@ -156,7 +136,7 @@ std::vector<std::string> cpu_features() {
   add("avx512bf16", zmm && bit(seven_one.a, 5));
 #elif defined(__aarch64__)
   const ArmFeatures arm = arm_features();
-  add("asimddp", arm.asimddp);
+  add("asimddp", arm.dotprod);
   add("i8mm", arm.i8mm);
   add("bf16", arm.bf16);
 #endif

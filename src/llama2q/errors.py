@@ -81,6 +81,10 @@ class DiskSpaceError(Llama2qError, OSError):
     """The disk has no room for the output."""
 
 
+class FileInUseError(Llama2qError, OSError):
+    """A file cannot be replaced while a program has it open or mapped (Windows)."""
+
+
 class OutputError(Llama2qError, OSError):
     """The system refuses to write the output."""
 

@@ -160,9 +160,10 @@ class Tokenizer:
     def id_of(self, piece: str) -> int | None:
         """Return the id of a piece as the model stores it, control pieces too; None if absent."""
         try:
-            token = int(self._model.piece_to_id(piece))
+            piece.encode()
         except UnicodeEncodeError:
             return None
+        token = int(self._model.piece_to_id(piece))
         return token if token != self.unk_id or self.piece(token) == piece else None
 
     def check_pieces(self) -> None:

@@ -87,7 +87,7 @@ def test_licences_and_checksums(mini_checkpoint: Path, tmp_path: Path) -> None:
     converted = run_convert(folder, "-o", output)
     assert converted.returncode == 0
     assert converted.stderr.count("Llama 2 Community License") == 1
-    assert "1 MD5 sums right" in converted.stderr
+    assert "1 checksums right" in converted.stderr
     text = run("inspect", output).stdout
     assert "LICENSE: [2JLLAMA 2 COMMUNITY LICENSE AGREEMENT\n" in text
     assert "USE_POLICY.md: # Llama 2 Acceptable Use Policy\n" in text

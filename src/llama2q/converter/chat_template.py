@@ -69,9 +69,7 @@ def read_template_text(beside: Mapping[str, Path]) -> str | None:
         "chat_template"
     )
     if isinstance(found, list):
-        named = [entry for entry in found if isinstance(entry, dict)]
-        found = next((entry.get("template") for entry in named if entry.get("name") == "default"),
-                     named[0].get("template") if named else 0)  # fmt: skip
+        found = _default_of(found)
     if found is not None and not isinstance(found, str):
         raise ChatTemplateError(
             f"tokenizer_config.json: chat_template is no text ({shown(found)}); {_SAY}"
@@ -114,6 +112,17 @@ def detect_template(name: str, text: str | None) -> str:
     raise ChatTemplateError(
         f"{shown(name)} is by its name made for chat, but it has no chat template text; {_SAY}"
     )
+
+
+def _default_of(entries: list[Any]) -> Any:
+    """Return the text named "default", else the first; the list itself where it holds none."""
+    texts = [
+        entry
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("template"), str)
+    ]
+    chosen = [entry for entry in texts if entry.get("name") == "default"] or texts
+    return chosen[0]["template"] if chosen else entries
 
 
 def _checked(text: str, where: str) -> str:

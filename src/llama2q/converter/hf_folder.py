@@ -146,7 +146,7 @@ def _find_weights(
     listed = ", ".join(shown(name) for name in found[:5]) + (", ..." if len(found) > 5 else "")
     raise CheckpointNotFoundError(
         f"{folder} has a config.json but no weights (found {listed}); expected model.safetensors "
-        f"or pytorch_model.bin, or their shards with an index. {HUB_AGAIN}"
+        f"or pytorch_model.bin, or their shards with an index; {HUB_AGAIN}"
     )
 
 
@@ -197,7 +197,7 @@ def _check_present(path: Path, index: str, names: Iterable[str]) -> None:
         there = [name for name in names if name not in missing]
         raise MissingShardError(
             f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} missing: {index} names "
-            f"{len(missing) + len(there)} files; found {_some(there) or 'none'}. {HUB_AGAIN}"
+            f"{len(missing) + len(there)} files; found {_some(there) or 'none'}; {HUB_AGAIN}"
         )
     for name in names:
         require_file(path / name)
@@ -210,7 +210,7 @@ def _no_tokenizer(path: Path) -> str:
             "models only. Put the tokenizer.model of the same model there (its repository, or that "
             "of the model it was made from, has it); Llama 3's tokenizers are of another kind"
         )
-    return f"tokenizer.model is missing in {path}. {HUB_AGAIN}"
+    return f"tokenizer.model is missing in {path}; {HUB_AGAIN}"
 
 
 def _some(names: list[str]) -> str:

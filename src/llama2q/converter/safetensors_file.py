@@ -140,7 +140,7 @@ class SafetensorsFile:
             raise TruncatedShardError(f"{where} has {len(head)} bytes only; {HUB_AGAIN}")
         if head[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
             raise ShardFormatError(
-                f"{where} starts with {head[:9]!r}; expected a safetensors file. {HUB_AGAIN}"
+                f"{where} starts with {head[:9]!r}; expected a safetensors file; {HUB_AGAIN}"
             )
         length = int.from_bytes(head[:LENGTH_BYTES], "little")
         if length > MAX_HEADER_BYTES:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import struct
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import numpy as np
 import pytest
 
 import llama2q
-from l2q_files import write_small
 from llama2q import Comparison
 from llama2q.compare import Reference
 from llama2q.errors import (
@@ -214,11 +215,14 @@ def test_a_window_beyond_the_context(convert_mini: ConvertMini) -> None:
 
 
 def test_other_vocabularies(convert_mini: ConvertMini, tmp_path: Path) -> None:
-    write_small(tmp_path / "small.l2q")
-    with pytest.raises((VocabularyMismatchError, TokenizerError)):
-        llama2q.compare(convert_mini(), tmp_path / "small.l2q", TEXT, **SMALL)
     with L2qFile(convert_mini()) as file:
         config, tokenizer = file.config, file.array(TOKENIZER).tobytes()
+    # One more piece: Protocol Buffers append what follows to a repeated field.
+    longer = tokenizer + b"\x0a\x0d\x0a\x06xyzzyq\x15" + struct.pack("<f", -1e4)
+    other = tmp_path / "longer.l2q"
+    write_l2q(dataclasses.replace(config, vocab_size=4097), longer, other)
+    with pytest.raises(VocabularyMismatchError, match=r"longer\.l2q have 4096 and 4097 tokens"):
+        llama2q.compare(convert_mini(), other, TEXT, **SMALL)
     piece = "▁the".encode()
     assert piece in tokenizer
     other = tmp_path / "other.l2q"
@@ -248,6 +252,19 @@ def test_an_error_removes_the_temporary_file(
         ):
             reference.compare(convert_mini())
         assert list(temp.iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_text(convert_mini: ConvertMini) -> None:
+    """Kept logits would take 1 MiB for each window of 128 tokens."""
+    peaks = []
+    for n_windows in (2, 2, 10):  # the first imports modules
+        tracemalloc.start()
+        llama2q.compare(
+            convert_mini(), convert_mini(), TEXT, n_ctx=128, n_tokens=63 * n_windows, n_threads=1
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + 2**19
 
 
 @pytest.mark.slow

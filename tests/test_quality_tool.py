@@ -29,6 +29,11 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _always_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "_SAY_EVERY_SECONDS", -1.0)
+
+
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
@@ -49,6 +54,8 @@ def test_table_json_and_page(
     code = run(mini_checkpoint, "--text", text, "--tokens", "300", "--only", ONLY, *outputs)
     printed = capsys.readouterr()
     assert code == 0, printed.err
+    assert "none: 4 of 4 windows\n" in printed.err
+    assert "int8 64: 2 of 2 windows\n" in printed.err
     values = json.loads(figures.read_text(encoding="utf-8"))
     found = {(row["name"], row["b"]["kv_dtype"]): row for row in values["rows"]}
     assert list(found) == [

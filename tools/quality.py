@@ -37,6 +37,7 @@ from wikitext import as_prose
 
 Kv = Literal["f32", "f16", "int8"]
 
+_SAY_EVERY_SECONDS = 60.0
 _HEADER_BYTES = 1 << 20
 """Room for a file's header and the folder around it."""
 
@@ -147,16 +148,33 @@ class Study:
                 same = variant.options == REFERENCE
                 path = original if same else self._convert(variant.name, variant.options)
                 for kv_dtype in variant.kv_dtypes:
-                    result = reference.compare(path, kv_dtype=kv_dtype)
+                    progress = self._progress(variant.name)
+                    result = reference.compare(path, kv_dtype=kv_dtype, progress=progress)
                     self.report.rows.append(QualityRow(variant.name, variant.series, result))
                     self.say(_short(variant.name, result))
                 if not same:
                     path.unlink()
 
+    def _progress(self, name: str) -> Callable[[int, int], None]:
+        """Say once a minute how far a comparison is."""
+        last = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > _SAY_EVERY_SECONDS:
+                last = time.monotonic()
+                self.say(f"{name}: {done} of {total} windows")
+
+        return show
+
     def _convert(self, name: str, options: Mapping[str, Any]) -> Path:
         path = self.folder / f"{name.replace(' ', '-')}.l2q"
         done = llama2q.convert(
-            self.checkpoint, path, n_threads=self.n_threads, verify_checksums=False, **options
+            self.checkpoint,
+            path,
+            n_threads=self.n_threads,
+            verify_checksums=options == REFERENCE,  # once is enough
+            **options,
         )
         self.say(f"{name}: {done.output_bytes / 1e6:.1f} MB converted in {done.seconds:.1f} s")
         return path

@@ -21,6 +21,7 @@ from llama2q.compare import Reference
 from llama2q.errors import (
     ContextLengthError,
     DiskSpaceError,
+    InsufficientMemoryError,
     InvalidArgumentError,
     NonFiniteError,
     TokenizerError,
@@ -230,6 +231,17 @@ def test_other_vocabularies(convert_mini: ConvertMini, tmp_path: Path) -> None:
     with pytest.raises(VocabularyMismatchError, match=r"token \d+ is ' the' in mini.* ' tqx' in"):
         llama2q.compare(convert_mini(), other, TEXT, **SMALL)
     assert issubclass(VocabularyMismatchError, TokenizerError)
+
+
+def test_no_memory(convert_mini: ConvertMini, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B is refused before A computes anything."""
+    a, b = convert_mini(), convert_mini(quant="none")
+    with Reference(a, TEXT, **SMALL) as reference:
+        monkeypatch.setattr("llama2q.memory.available_bytes", lambda: 1_000_000)
+        with pytest.raises(InsufficientMemoryError, match="does not fit"):
+            reference.compare(b, progress=lambda *_: pytest.fail("a window was run"))
+    with pytest.raises(InsufficientMemoryError, match="does not fit"):
+        Reference(a, TEXT, **SMALL)
 
 
 def test_no_room_for_the_logits(convert_mini: ConvertMini, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias
 from llama2q.comparison import ComparedModel, Comparison
 from llama2q.divergence import TokenScores, score_rows
 from llama2q.engine import Engine
-from llama2q.errors import ContextLengthError, VocabularyMismatchError
+from llama2q.errors import ContextLengthError, InsufficientMemoryError, VocabularyMismatchError
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
 from llama2q.plan import KvChoice, check_count, plan_for
@@ -234,7 +234,7 @@ class Reference:
         return stored
 
     def _describe(self, file: L2qFile, kv_dtype: KvChoice) -> ComparedModel:
-        """Choose the type of the KV cache once, whatever memory is free in later rounds."""
+        """Choose the type of the KV cache, once for all rounds, and see that the model can load."""
         plan = plan_for(
             file,
             n_ctx=self._window.size,
@@ -242,6 +242,8 @@ class Reference:
             n_sequences=1,
             n_threads=self._n_threads,
         )
+        if not plan.can_load:
+            raise InsufficientMemoryError(plan.message)
         return ComparedModel.of(file, plan.kv_dtype)
 
     def _open(self, path: str | Path, kv_dtype: KvChoice) -> Engine:

@@ -143,6 +143,10 @@ class TokenizerError(Llama2qError):
     """The tokenizer model is absent, unreadable or of the wrong size."""
 
 
+class VocabularyMismatchError(TokenizerError):
+    """Two models that are compared do not have the same tokens."""
+
+
 # --- engine ----------------------------------------------------------------------------------
 
 

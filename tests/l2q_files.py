@@ -102,3 +102,42 @@ def tensor_bytes(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     header, data = split_file(path.read_bytes())
     begin, end = header[name]["data_offsets"]
     return np.frombuffer(data[begin:end], dtype=np.uint8)
+
+
+def metadata(quant: str = "int4", **arguments: Any) -> Metadata:
+    return Metadata(SMALL, Recipe.for_model(SMALL, quant, **arguments))
+
+
+def part_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def journal_of(path: Path) -> Path:
+    return path.with_name(path.name + ".part.journal")
+
+
+class StopAt:
+    """Raises or kills at the n-th part of the model; counts the matrices encoded."""
+
+    def __init__(self, number: int, what: BaseException | None = None) -> None:
+        self.left = number
+        self.what = what
+        self.encoded = 0
+
+    def before(self, part: Any) -> None:
+        if self.left == 0 and self.what is not None:
+            raise self.what
+        self.left -= 1
+
+    def encode(self, matrix: Any) -> Any:
+        self.encoded += 1
+        return encode_random(matrix)
+
+
+def run(path: Path, stop: StopAt, fingerprint: str = "f", **arguments: Any) -> str:
+    """Write the small model; `stop` may interrupt."""
+    with Writer(
+        path, metadata(**arguments), TOKENIZER, fingerprint=fingerprint, overwrite=True
+    ) as writer:
+        write_model(writer, stop.encode, norm, stop.before)
+        return writer.finish()

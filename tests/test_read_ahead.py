@@ -23,7 +23,7 @@ from llama2q.engine import Engine, Span
 from llama2q.errors import CancelledError, InvalidArgumentError
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import Sequence
-from llama2q.read_ahead import ReadAhead, layer_ranges, read_ahead_for
+from llama2q.read_ahead import ReadAhead, is_worth_loading, layer_ranges, read_ahead_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the page cache is steered on Linux")
 
@@ -98,6 +98,11 @@ def test_other_systems_page_by_themselves(model: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("llama2q.read_ahead.CACHE_CAN_BE_STEERED", False)
     with L2qFile(model) as file:
         assert read_ahead_for(file, file.file_bytes // 2) is None
+        for room, expected in ((file.file_bytes, True), (file.file_bytes - 1, False)):
+            monkeypatch.setattr("llama2q.memory.available_bytes", lambda room=room: room)
+            assert is_worth_loading(file) is expected
+    monkeypatch.undo()
+    monkeypatch.setattr("llama2q.read_ahead.CACHE_CAN_BE_STEERED", False)
     plan = llama2q.plan(model, memory=plan_memory(model))
     assert ": the weights do not fit beside the rest and will be read from disk" in plan.message
 
@@ -133,6 +138,25 @@ def test_same_bits(model: Path, small_memory: Callable[[float], None], share: fl
         assert engine.plan.read_ahead is not None
         assert list(decode(engine)) == expected
         assert list(decode(engine)) == expected
+
+
+@pytest.mark.parametrize("loading", ["map", "read"])
+def test_same_bits_however_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loading: str
+) -> None:
+    """A copy, the pages of which the system may have dropped, and the model, which is in memory."""
+    with open_engine(model) as engine:
+        expected = list(decode(engine))
+    path = tmp_path / "cold.l2q"
+    path.write_bytes(model.read_bytes())
+    if sys.platform == "linux":
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    monkeypatch.setattr("llama2q.weights.LOADING", loading)
+    for place in (path, model):
+        with open_engine(place) as engine:
+            assert list(decode(engine)) == expected
 
 
 @linux
@@ -184,6 +208,8 @@ def test_arguments_of_the_core(model: Path, tmp_path: Path) -> None:
             core.read_ahead(file.fileno(), engine.file.map, layers, -1)
         with pytest.raises(InvalidArgumentError, match="-1 is not an open file"):
             core.read_ahead(-1, engine.file.map, layers, 0)
+        with pytest.raises(InvalidArgumentError, match='loading is "x"; expected map or read'):
+            core.read_ahead(file.fileno(), engine.file.map, layers, 0, "x")  # type: ignore[arg-type]
         with pytest.raises(InvalidArgumentError, match=r"expected an mmap\.mmap"):
             core.read_ahead(file.fileno(), np.zeros(9, np.uint8), layers, 0)  # type: ignore[arg-type]
         with (

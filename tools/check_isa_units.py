@@ -3,7 +3,8 @@
 A weak symbol (an inline function or a template of external linkage) in an ISA unit could be the
 copy that the linker keeps for every caller, and would then run on CPUs without that instruction
 set. A dynamic initialiser would run such code at import. Both are refused, and so is any call out
-of the unit but for the three memory functions that compilers emit themselves.
+of the unit but for the three memory functions that compilers emit themselves. The units may be of
+another machine than this one: aarch64's, cross-compiled, are read as well.
 """
 
 from __future__ import annotations

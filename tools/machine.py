@@ -9,7 +9,7 @@ import time
 import psutil
 
 from llama2q import _core
-from llama2q.doctor import cpu_name
+from llama2q.host import cpu_name
 
 
 def describe_machine() -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Runs every check of the project: style, types, warnings, tests.
 
 Run it as `python3 tools/test.py`; `--all` also runs the tests that are marked slow, a second
-compiler and the sanitizers. It needs Python 3.11 or newer and a C++20 compiler (`--all`: g++ and a
-recent clang with libc++), and fails if any check fails.
+compiler, the sanitizers, cross builds for macOS and Windows, and Windows programs under wine. It
+needs Python 3.11 or newer and a C++20 compiler (`--all`: g++, a recent clang with libc++, and
+wine64), and fails if any check fails.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import cross_checks
 import native_build
 import native_checks
 import own_venv
@@ -31,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
     run_all = bool(parser.parse_args().all)
-    own_venv.ensure(extras=("test",))
+    own_venv.ensure(extras=("test", "cross") if run_all else ("test",))
     steps: list[tuple[str, Callable[[], int]]] = [
         ("ruff check", lambda: tool("ruff", "check", ".")),
         ("ruff format", lambda: tool("ruff", "format", "--check", ".")),
@@ -41,7 +43,7 @@ def main() -> int:
         ("ISA units leak nothing", isa_units),
         ("pytest", lambda: pytest(run_all)),
     ]
-    slow_steps = [*native_checks.steps(), *wheel_checks.steps()]
+    slow_steps = [*native_checks.steps(), *cross_checks.steps(), *wheel_checks.steps()]
     if run_all:
         steps += slow_steps
     results = []
@@ -70,7 +72,8 @@ def clang_format() -> int:
     files = sorted(
         path
         for suffix in ("*.h", "*.cpp", "*.cu", "*.cuh")
-        for path in (ROOT / "csrc").rglob(suffix)
+        for folder in ("csrc", "tests/cross/os")
+        for path in (ROOT / folder).rglob(suffix)
     )
     return tool("clang-format", "--dry-run", "--Werror", *files)
 

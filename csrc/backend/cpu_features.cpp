@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "base/check.h"
+#include "base/os/cpus.h"
 #include "isa/tables.h"
 
 #if defined(__x86_64__)
@@ -82,6 +83,12 @@ const std::vector<const KernelTable*>& available_kernels() {
 #if defined(LLAMA2Q_HAVE_AVX512VNNI)
     if (has_avx512vnni()) found.push_back(&kAvx512VnniKernels);
 #endif
+#if defined(LLAMA2Q_HAVE_NEON)
+    if (arm_features().dotprod) found.push_back(&kNeonKernels);
+#endif
+#if defined(LLAMA2Q_HAVE_NEON_I8MM)
+    if (arm_features().dotprod && arm_features().i8mm) found.push_back(&kNeonI8mmKernels);
+#endif
     return found;
   }();
   return tables;
@@ -98,18 +105,24 @@ std::vector<std::string> compiled_kernels() {
 #if defined(LLAMA2Q_HAVE_AVX512VNNI)
   names.emplace_back("avx512vnni");
 #endif
+#if defined(LLAMA2Q_HAVE_NEON)
+  names.emplace_back("neon");
+#endif
+#if defined(LLAMA2Q_HAVE_NEON_I8MM)
+  names.emplace_back("neon_i8mm");
+#endif
   return names;
 }
 
 std::vector<std::string> cpu_features() {
   std::vector<std::string> names;
+  [[maybe_unused]] const auto add = [&](const char* name, bool present) {
+    if (present) names.emplace_back(name);
+  };
 #if defined(__x86_64__)
   const Registers one = cpuid(1, 0), seven = cpuid(7, 0), seven_one = cpuid(7, 1);
   const uint64_t state = saved_state();
   const bool ymm = (state & kYmm) == kYmm, zmm = (state & kZmm) == kZmm;
-  const auto add = [&](const char* name, bool present) {
-    if (present) names.emplace_back(name);
-  };
   add("avx", ymm && bit(one.c, 28));
   add("fma", ymm && bit(one.c, 12));
   add("f16c", ymm && bit(one.c, 29));
@@ -121,6 +134,11 @@ std::vector<std::string> cpu_features() {
   add("avx512vl", zmm && bit(seven.b, 31));
   add("avx512vnni", zmm && bit(seven.c, 11));
   add("avx512bf16", zmm && bit(seven_one.a, 5));
+#elif defined(__aarch64__)
+  const ArmFeatures arm = arm_features();
+  add("asimddp", arm.dotprod);
+  add("i8mm", arm.i8mm);
+  add("bf16", arm.bf16);
 #endif
   return names;
 }

@@ -15,8 +15,8 @@ const std::vector<const KernelTable*>& available_kernels();
 // Names of the tables that this build holds, slowest first, whether the CPU can run them or not.
 std::vector<std::string> compiled_kernels();
 
-// What this CPU and operating system offer of what our kernels use or may use: "avx2", "fma", ...
-// Empty where nothing is asked (other families than x86-64).
+// What this CPU and operating system offer of what our kernels use or may use: "avx2", "fma", ...,
+// on Arm "asimddp", "i8mm", "bf16". Empty where nothing is asked (other families).
 std::vector<std::string> cpu_features();
 
 // LLAMA2Q_ISA from the environment, or the fastest. Throws UnsupportedIsa for a name that is

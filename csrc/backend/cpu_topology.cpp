@@ -1,101 +1,18 @@
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <set>
-#include <sstream>
-#include <string>
-#include <thread>
-#include <vector>
 
 #include "backend/cpu_features.h"
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include "base/os/cpus.h"
 
 namespace llama2q {
-namespace {
-
-#if defined(__linux__)
-std::string read_line(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
-  return line;
-}
-
-std::vector<int> allowed_cpus() {
-  // Larger than any machine's mask, so that one call is enough.
-  constexpr int kMaxCpus = 8192;
-  cpu_set_t* mask = CPU_ALLOC(kMaxCpus);
-  const size_t bytes = CPU_ALLOC_SIZE(kMaxCpus);
-  std::vector<int> cpus;
-  if (mask != nullptr && sched_getaffinity(0, bytes, mask) == 0) {
-    for (int cpu = 0; cpu < kMaxCpus; ++cpu) {
-      if (CPU_ISSET_S(static_cast<size_t>(cpu), bytes, mask)) cpus.push_back(cpu);
-    }
-  }
-  if (mask != nullptr) CPU_FREE(mask);
-  return cpus;
-}
-
-// Relative speed of a core: cpu_capacity on Arm, the maximum frequency elsewhere; 0 if unknown.
-double core_speed(const std::string& cpu) {
-  for (const char* file : {"/cpu_capacity", "/cpufreq/cpuinfo_max_freq"}) {
-    const std::string line = read_line(cpu + file);
-    if (!line.empty()) return std::strtod(line.c_str(), nullptr);
-  }
-  return 0.0;
-}
-
-int physical_fast_cores() {
-  struct Core {
-    std::string siblings;
-    double speed;
-  };
-  std::vector<Core> cores;
-  std::set<std::string> seen;
-  double fastest = 0.0;
-  for (int cpu : allowed_cpus()) {
-    const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(cpu);
-    std::string siblings = read_line(folder + "/topology/thread_siblings_list");
-    if (siblings.empty()) siblings = std::to_string(cpu);
-    if (!seen.insert(siblings).second) continue;
-    cores.push_back({siblings, core_speed(folder)});
-    fastest = std::max(fastest, cores.back().speed);
-  }
-  // Efficiency cores run far below the fastest; turbo bins differ by a few per cent only.
-  return static_cast<int>(std::count_if(
-      cores.begin(), cores.end(), [&](const Core& core) { return core.speed >= 0.8 * fastest; }));
-}
-
-// Cores that the cgroup's CPU quota allows, or a large number.
-double quota_cores() {
-  constexpr double kUnlimited = 1e9;
-  double quota = 0.0, period = 0.0;
-  std::istringstream v2(read_line("/sys/fs/cgroup/cpu.max"));
-  if (v2 >> quota >> period && period > 0.0) return quota / period;
-  std::istringstream v1(read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"));
-  std::istringstream v1_period(read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
-  if (v1 >> quota && v1_period >> period && quota > 0.0 && period > 0.0) return quota / period;
-  return kUnlimited;
-}
-int allowed_cpu_count() { return static_cast<int>(allowed_cpus().size()); }
-#else
-int allowed_cpu_count() { return static_cast<int>(std::thread::hardware_concurrency()); }
-int physical_fast_cores() { return static_cast<int>(std::thread::hardware_concurrency()); }
-double quota_cores() { return 1e9; }
-#endif
-
-}  // namespace
 
 int default_thread_count() {
-  const double cores = std::min(static_cast<double>(physical_fast_cores()), quota_cores());
+  const double cores = std::min(static_cast<double>(fast_cores()), quota_cores());
   return std::max(1, static_cast<int>(std::floor(cores)));
 }
 
 int usable_cpus() {
-  const double cpus = std::min(static_cast<double>(allowed_cpu_count()), quota_cores());
+  const double cpus = std::min(static_cast<double>(allowed_cpus()), quota_cores());
   return std::max(1, static_cast<int>(std::ceil(cpus)));
 }
 

@@ -4,15 +4,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
-#include <new>
 
 #include "backend/thread_pool.h"
 #include "base/buffer.h"
 #include "base/check.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "base/os/memory.h"
 
 namespace llama2q {
 namespace {
@@ -47,38 +43,6 @@ const char* name_of_variant(int variant) {
                                              "idiom 1, registers", "idiom 1, memory"};
   return kNames[variant];
 }
-
-// Memory that is committed, not zero, and on huge pages if asked for (where the system has them).
-class Pages {
- public:
-  Pages(int64_t bytes, bool huge) : bytes_(static_cast<size_t>(bytes)) {
-#if defined(__linux__)
-    void* memory =
-        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    data_ = memory;
-    madvise(data_, bytes_, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-#else
-    (void)huge;
-    data_ = ::operator new(bytes_, std::align_val_t{64});
-#endif
-  }
-  ~Pages() {
-#if defined(__linux__)
-    munmap(data_, bytes_);
-#else
-    ::operator delete(data_, std::align_val_t{64});
-#endif
-  }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-
-  char* data() { return static_cast<char*>(data_); }
-
- private:
-  size_t bytes_;
-  void* data_ = nullptr;
-};
 
 // The best run but one: the best may owe its time to a clock that was set.
 class Best {
@@ -187,8 +151,8 @@ Rates measure_read_bandwidth(const KernelTable& table, int n_threads, int64_t n_
   std::atomic<uint32_t> sink{0};
   Rates rates;
   for (const bool huge : {false, true}) {
-    Pages pages(n_pieces * kPiece, huge);
-    char* data = pages.data();
+    Memory memory(n_pieces * kPiece, huge ? PageSize::kHuge : PageSize::kSmall);
+    char* data = memory.data();
     pool.parallel_for(n_pieces, 1, [&](int64_t begin, int64_t end, int) {
       std::memset(data + begin * kPiece, 1, static_cast<size_t>((end - begin) * kPiece));
     });

@@ -9,7 +9,8 @@
 
 #include "base/check.h"
 #include "base/float_env.h"
-#include "base/forks.h"
+#include "base/os/forks.h"
+#include "base/os/threads.h"
 
 namespace llama2q {
 namespace {
@@ -128,7 +129,10 @@ void ThreadPool::start() {
   fork_count_ = fork_count();
   workers_ = std::make_unique<Workers>();
   for (int thread = 1; thread < n_threads_; ++thread) {
-    workers_->threads.emplace_back([workers = workers_.get(), thread] { workers->loop(thread); });
+    workers_->threads.emplace_back([workers = workers_.get(), thread] {
+      begin_compute_thread(thread);
+      workers->loop(thread);
+    });
   }
 }
 

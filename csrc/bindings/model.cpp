@@ -122,7 +122,7 @@ class PyModel {
   // Only a read-only map: its pages may be dropped, as what they hold can be read again.
   void read_ahead(int file, const py::object& map,
                   const std::vector<std::tuple<int64_t, int64_t, bool>>& layers,
-                  int64_t window_bytes) {
+                  int64_t window_bytes, const std::string& loading) {
     require(py::isinstance(map, py::module_::import("mmap").attr("mmap")),
             std::string("read_ahead: map is a ") + Py_TYPE(map.ptr())->tp_name +
                 "; expected an mmap.mmap");
@@ -142,7 +142,8 @@ class PyModel {
     require(window_bytes >= 0, "read_ahead: window_bytes is " + to_string(window_bytes));
     kept_.append(map);
     const std::span file_bytes(static_cast<const std::byte*>(info.ptr), static_cast<size_t>(size));
-    auto reader = std::make_unique<ReadAhead>(file, file_bytes, std::move(bytes), window_bytes);
+    auto reader = std::make_unique<ReadAhead>(file, file_bytes, std::move(bytes), window_bytes,
+                                              loading_of(loading));
     locked([&] { forward_->set_read_ahead(std::move(reader)); });
   }
 
@@ -351,11 +352,12 @@ void bind_model(py::module_& m) {
       .def("copy_blocks", &PyModel::copy_blocks, arg("source"), arg("destination"),
            "Copy K and V of block source[i] to destination[i] in every layer; int32 (n,) each.")
       .def("read_ahead", &PyModel::read_ahead, arg("file"), arg("map"), arg("layers"),
-           arg("window_bytes"),
-           "From now on, steps read the weights of layers ahead of their use (Linux). file: a "
+           arg("window_bytes"), arg("loading") = "map",
+           "From now on, steps read the weights of layers ahead of their use. file: a "
            "descriptor of the mapped file, duplicated; map: the read-only map that the weights lie "
            "in; layers: for each its first byte, the byte after its last, and whether it is "
-           "dropped after use; window_bytes: how much of these may be in memory at once.")
+           "dropped after use (Linux); window_bytes: how much of these may be in memory at once; "
+           "loading: \"map\", or \"read\" to read the file in several threads.")
       .def("embed", &PyModel::embed, arg("token_ids"), "int32 (n,) -> float32 (n, dim).")
       .def("qkv", &PyModel::qkv, arg("layer"), arg("x"), arg("positions"), arg("sequence_of_token"),
            arg("block_tables"),

@@ -69,7 +69,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("compiled_isas", compiled_kernels,
         "Names of the instruction sets that this build holds, slowest first.");
   m.def("cpu_features", cpu_features,
-        "What this CPU and operating system offer that kernels can use; empty if not x86-64.");
+        "What this CPU and operating system offer that kernels can use.");
   m.def("default_threads", default_thread_count,
         "Physical cores that this process may use (affinity and cgroup quota respected).");
   m.def("usable_cpus", usable_cpus,

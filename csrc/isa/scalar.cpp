@@ -138,16 +138,14 @@ struct Scalar {
   static float fma_scalar(float a, float b, float c) {
     const double product = static_cast<double>(a) * static_cast<double>(b);
     const double addend = static_cast<double>(c);
-    double sum = product + addend;
+    const double sum = product + addend;
     const double back = sum - product;
     const double error = (product - (sum - back)) + (addend - back);
-    uint64_t bits;
-    __builtin_memcpy(&bits, &sum, sizeof bits);
+    uint64_t bits = __builtin_bit_cast(uint64_t, sum);
     if ((error > 0 || error < 0) && (bits & 1) == 0) {
       bits += (error > 0) == (sum > 0) ? 1 : ~uint64_t{0};
-      __builtin_memcpy(&sum, &bits, sizeof sum);
     }
-    return static_cast<float>(sum);
+    return static_cast<float>(__builtin_bit_cast(double, bits));
   }
   static F fma(F a, F b, F c) {
     return make([&](int i) { return fma_scalar(a.lane[i], b.lane[i], c.lane[i]); });

@@ -9,5 +9,7 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kNeonKernels;
+extern const KernelTable kNeonI8mmKernels;
 
 }  // namespace llama2q

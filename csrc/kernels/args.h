@@ -16,7 +16,7 @@ inline constexpr int64_t kChunkBlocks = 4;  // blocks per attention chunk
 // element t * n_groups of scales and corrections.
 struct ActivationView {
   const float* x;              // f32 [n_tokens, cols]
-  const int8_t* codes;         // i8, per tile [K / 4, w, 4]
+  const int8_t* codes;         // i8, per tile [K / u, w, u], u = kUnitColumns (matmul_panel.h)
   const int16_t* wide_codes;   // i16, per tile [K / 4, 2, w, 2]: columns 0, 2 and 1, 3 of a quad;
                                // where KernelTable::wide_codes asks for them
   const float* scales;         // f32, per tile [n_groups, w]

@@ -29,6 +29,7 @@ void store_outputs(const MatmulArgs& args, int64_t token, int64_t row, typename 
 template <class V, class Lines, int kTokens>
 void stream_band(const MatrixView& w, const Lines& lines, const ActivationView& x, int64_t band,
                  int64_t t0, typename V::F (&acc)[kTokens]) {
+  static_assert(kTokens == 1 || kUnitColumns<V> == 4);
   const int64_t lines_per_group = w.group_size / Lines::kColumns;
   const uint8_t* line =
       static_cast<const uint8_t*>(w.codes) + band * w.n_groups * lines_per_group * kLineBytes;

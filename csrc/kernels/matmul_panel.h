@@ -1,9 +1,9 @@
 // Many tokens: bands are unpacked once into a panel, which tiles of tokens then pass over.
 //
-// A panel line is 64 bytes: 16 rows x P::kColumns columns as the instruction set multiplies them; a
-// token's unit beside it is 4 bytes. A tile is up to V::kPanelTokens tokens; its dots stay in
-// registers over a group, its sums over a panel, too, where there are enough of them, else in
-// memory. A long row may be cut into panels of any length.
+// A panel line is 16 rows x P::kColumns columns as the instruction set multiplies them, 64 bytes or
+// more; a token's unit beside it is its codes of these columns. A tile is up to V::kPanelTokens
+// tokens; its dots stay in registers over a group, its sums over a panel, too, where there are
+// enough of them, else in memory. A long row may be cut into panels of any length.
 #pragma once
 
 #include "kernels/args.h"
@@ -13,9 +13,18 @@
 
 namespace llama2q {
 
+// Bytes of a panel line of one band.
+template <class P>
+inline constexpr int64_t kPanelLineBytes = sizeof(typename P::Weights);
+
+// Columns of a token whose codes stand together in a tile of ActivationView: a quad, or a panel
+// line's if they are more.
+template <class V>
+inline constexpr int64_t kUnitColumns = V::Panel::kColumns > 4 ? V::Panel::kColumns : 4;
+
 // What a tile passes over: the groups [0, n_groups) of a panel.
 struct PanelView {
-  const uint8_t* lines;  // [n_groups * lines_per_group, n_bands, 64]
+  const uint8_t* lines;  // [n_groups * lines_per_group, n_bands, kPanelLineBytes]
   const float* scales;   // [n_groups, n_bands, 16]
   int64_t n_groups;
   int64_t lines_per_group;
@@ -37,22 +46,22 @@ template <class P, int kBands, int kTokens, class Sum, class Multiply>
                                              Multiply multiply) {
   for (int64_t i = 0; i < n_lines; ++i) {
     typename P::Weights w[kBands];
-    for (int b = 0; b < kBands; ++b) w[b] = P::load(line + b * kLineBytes);
+    for (int b = 0; b < kBands; ++b) w[b] = P::load(line + b * kPanelLineBytes<P>);
     for (int t = 0; t < kTokens; ++t) {
       const typename P::Unit a = P::broadcast(codes + t * P::kUnitCodes);
       for (int b = 0; b < kBands; ++b) multiply(sums[t][b], w[b], a);
     }
-    line += kBands * kLineBytes;
+    line += kBands * kPanelLineBytes<P>;
     codes += kTokens * P::kUnitCodes;
   }
 }
 
-// Exact dots of one group: [kTokens][kBands] vectors of 16 rows.
+// As group_dots, over one token and one line after the other.
 template <class P, int kBands, int kTokens>
-[[gnu::always_inline]] inline void group_dots(const uint8_t*& line, int64_t n_lines,
-                                              const typename P::Code*& codes,
-                                              const int32_t* corrections,
-                                              typename P::Dot (&dots)[kTokens][kBands]) {
+[[gnu::always_inline]] inline void shared_group_dots(const uint8_t*& line, int64_t n_lines,
+                                                     const typename P::Code*& codes,
+                                                     const int32_t* corrections,
+                                                     typename P::Dot (&dots)[kTokens][kBands]) {
   for (int t = 0; t < kTokens; ++t) {
     for (int b = 0; b < kBands; ++b) dots[t][b] = P::start(corrections[t]);
   }
@@ -69,6 +78,20 @@ template <class P, int kBands, int kTokens>
         for (int b = 0; b < kBands; ++b) P::finish_run(run[t][b], dots[t][b]);
       }
     }
+  }
+}
+
+// Exact dots of one group: [kTokens][kBands] vectors of 16 rows. P may bring its own text, which
+// takes activations by lane or several tokens at once.
+template <class P, int kBands, int kTokens>
+[[gnu::always_inline]] inline void group_dots(const uint8_t*& line, int64_t n_lines,
+                                              const typename P::Code*& codes,
+                                              const int32_t* corrections,
+                                              typename P::Dot (&dots)[kTokens][kBands]) {
+  if constexpr (requires { P::template group_dots<kBands, kTokens>(line, n_lines, codes, dots); }) {
+    return P::template group_dots<kBands, kTokens>(line, n_lines, codes, dots);
+  } else {
+    shared_group_dots<P, kBands, kTokens>(line, n_lines, codes, corrections, dots);
   }
 }
 
@@ -175,10 +198,11 @@ class PanelProduct {
     const int64_t lines_per_group = w_.group_size / Lines::kColumns;
     const uint8_t* line = static_cast<const uint8_t*>(w_.codes) +
                           (band * w_.n_groups + g) * lines_per_group * kLineBytes;
-    uint8_t* out = panel_ + b * kLineBytes;
-    for (int64_t i = 0; i < n * lines_per_group; ++i, line += kLineBytes) {
-      V::prefetch_far(line + 4096);
-      out = lines_.template unpack<P>(line, out, n_bands * kLineBytes);
+    uint8_t* out = panel_ + b * kPanelLineBytes<P>;
+    constexpr int64_t kLines = P::kColumns > Lines::kColumns ? P::kColumns / Lines::kColumns : 1;
+    for (int64_t i = 0; i < n * lines_per_group; i += kLines, line += kLines * kLineBytes) {
+      for (int64_t k = 0; k < kLines; ++k) V::prefetch_far(line + 4096 + k * kLineBytes);
+      out = lines_.template unpack<P>(line, out, n_bands * kPanelLineBytes<P>);
     }
     const uint16_t* scales = w_.scales + (band * w_.n_groups + g) * kBandRows;
     for (int64_t i = 0; i < n; ++i) {
@@ -191,7 +215,7 @@ class PanelProduct {
   const ActivationView& x_;
   int64_t t0_, t1_;
   int64_t groups_;  // of a panel
-  uint8_t* panel_;  // [lines, bands, 64]
+  uint8_t* panel_;  // [lines, bands, kPanelLineBytes]
   float* scales_;   // [groups, bands, 16]
   float* sums_;     // [2, n_tokens, 16]
 };

@@ -3,16 +3,20 @@
 
 #include "kernels/args.h"
 #include "kernels/math.h"
+#include "kernels/matmul_panel.h"
 #include "quant/dense.h"
 
 namespace llama2q {
 
 // Spreads 16 codes of a row, the columns from `column` on, over its tile.
-inline void store_codes(const int8_t* codes, int64_t column, const TileRow& out) {
+template <class V>
+void store_codes(const int8_t* codes, int64_t column, const TileRow& out) {
   for (int64_t quad = 0; quad < 4; ++quad) {
     const int8_t* four = codes + 4 * quad;
-    const int64_t line = column / 4 + quad;
-    __builtin_memcpy(out.codes + (line * out.width + out.token) * 4, four, 4);
+    const int64_t at = column + 4 * quad, unit = at / kUnitColumns<V>, line = at / 4;
+    __builtin_memcpy(
+        out.codes + (unit * out.width + out.token) * kUnitColumns<V> + at % kUnitColumns<V>, four,
+        4);
     if (out.wide_codes == nullptr) continue;
     for (int64_t odd = 0; odd < 2; ++odd) {
       int16_t* pair = out.wide_codes + ((2 * line + odd) * out.width + out.token) * 2;
@@ -41,7 +45,7 @@ bool quantize_row(const float* x, int64_t cols, int64_t group_size, const TileRo
       const typename V::I q = V::to_int(V::mul(value, V::broadcast(inverse)));
       alignas(16) int8_t codes[16];
       V::store_int8(codes, q);
-      store_codes(codes, begin + i, out);
+      store_codes<V>(codes, begin + i, out);
       sum = V::add_int(sum, q);
     }
     out.scales[g * out.width + out.token] = zero ? 0.0f : amax / 127.0f;

@@ -1,16 +1,9 @@
 #include "model/kv_cache.h"
 
 #include <cstring>
-#include <new>
 #include <string>
 
 #include "base/check.h"
-
-#if defined(_WIN32)
-#include <windows.h>
-#else
-#include <sys/mman.h>
-#endif
 
 namespace llama2q {
 namespace {
@@ -25,21 +18,6 @@ int64_t rounded_up(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 // Bytes of a block in one layer from which on huge pages hold few enough of them.
 constexpr int64_t kHugePagesFrom = int64_t{256} * 1024;
-
-void* reserve_memory(size_t bytes) {
-#if defined(_WIN32)
-  void* p = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
-  if (p == nullptr) throw std::bad_alloc();
-#else
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-#if defined(MAP_NORESERVE)
-  flags |= MAP_NORESERVE;
-#endif
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-#endif
-  return p;
-}
 
 // Bytes of K or V: of one block in one layer, of one layer (whole pages), of the whole cache.
 struct Sizes {
@@ -82,13 +60,10 @@ KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_h
   block_bytes_ = sizes.block;
   block_scale_bytes_ = sizes.block_scales;
   const int64_t data = sizes.data, scales = sizes.scales;
-  memory_bytes_ = static_cast<size_t>(sizes.total);
-  memory_ = reserve_memory(memory_bytes_);
-#if defined(MADV_HUGEPAGE)
-  // Each of them is committed as a whole.
-  if (sizes.block >= kHugePagesFrom) madvise(memory_, memory_bytes_, MADV_HUGEPAGE);
-#endif
-  char* p = static_cast<char*>(memory_);
+  // A huge page is committed as a whole.
+  memory_ = std::make_unique<Memory>(
+      sizes.total, sizes.block >= kHugePagesFrom ? PageSize::kHuge : PageSize::kDefault);
+  char* p = memory_->data();
   const auto take = [&p](int64_t bytes) {
     char* part = p;
     p += bytes;
@@ -109,14 +84,6 @@ KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_h
 int64_t KvCache::bytes_for(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
                            int64_t head_dim) {
   return sizes_of(type, n_layers, n_blocks, n_kv_heads, head_dim).total;
-}
-
-KvCache::~KvCache() {
-#if defined(_WIN32)
-  VirtualFree(memory_, 0, MEM_RELEASE);
-#else
-  munmap(memory_, memory_bytes_);
-#endif
 }
 
 void KvCache::copy_blocks(const int32_t* source, const int32_t* destination, int64_t n) {

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
+#include "base/os/memory.h"
 #include "kernels/args.h"
 
 namespace llama2q {
@@ -14,11 +16,8 @@ const char* name_of(KvType type);
 
 class KvCache {
  public:
-  // Reserves address space only; a block's memory is committed when it is first written.
+  // Physical memory is taken as blocks are first written (base/os/memory.h).
   KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads, int64_t head_dim);
-  ~KvCache();
-  KvCache(const KvCache&) = delete;
-  KvCache& operator=(const KvCache&) = delete;
 
   // Bytes of a cache of that shape once every block has been written.
   static int64_t bytes_for(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
@@ -37,8 +36,7 @@ class KvCache {
   int64_t n_blocks_;
   int64_t block_bytes_;        // K or V of one block in one layer
   int64_t block_scale_bytes_;  // 0 unless int8
-  void* memory_ = nullptr;
-  size_t memory_bytes_ = 0;
+  std::unique_ptr<Memory> memory_;
   std::vector<KvLayerView> layers_;
 };
 

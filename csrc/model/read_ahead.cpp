@@ -8,104 +8,20 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/forks.h"
-
-#if defined(__linux__)
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/uio.h>
-#include <unistd.h>
-#endif
+#include "base/os/forks.h"
 
 namespace llama2q {
-namespace {
 
-#if defined(__linux__)
-// Fewer bytes than any disk queue takes from one call; the kernel ignores what is beyond.
-constexpr int64_t kRequestBytes = int64_t{512} * 1024;
-// Requested while the one before is waited for.
-constexpr int64_t kBlockBytes = int64_t{8} * 1024 * 1024;
-constexpr int64_t kSampleBytes = int64_t{1024} * 1024;
-#if !defined(MADV_POPULATE_READ)
-#define MADV_POPULATE_READ 22
-#endif
-
-// Hints alone: a call that this kernel does not know changes nothing but speed.
-class Pages {
- public:
-  // Huge pages spare a quarter of a decoding step where page tables are nested (virtual machines).
-  // The page cache has them only if it is the map, so advised, that has the file read: a request
-  // for read-ahead would bring small ones.
-  Pages(int file, const std::byte* map, int64_t map_bytes)
-      : file_(::dup(file)), map_(const_cast<std::byte*>(map)), page_(::sysconf(_SC_PAGESIZE)) {
-    require(file_ >= 0, "read_ahead: " + std::to_string(file) + " is not an open file");
-    huge_ = ::madvise(map_, static_cast<size_t>(map_bytes), MADV_HUGEPAGE) == 0;
-  }
-  ~Pages() { ::close(file_); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-
-  // Returns when the bytes are in memory and mapped, or `stop` is set. Bytes that are in memory
-  // already are left to be mapped by those who read them.
-  void load(int64_t begin, int64_t end, const std::atomic<bool>& stop) const noexcept {
-    if (are_cached(begin, end)) return;
-    begin = begin / page_ * page_;
-    end = (end + page_ - 1) / page_ * page_;
-    request(begin, std::min(begin + kBlockBytes, end));
-    for (int64_t at = begin; at < end && !stop.load(std::memory_order_relaxed); at += kBlockBytes) {
-      const int64_t next = std::min(at + kBlockBytes, end);
-      request(next, std::min(next + kBlockBytes, end));
-      ::madvise(map_ + at, static_cast<size_t>(next - at), MADV_POPULATE_READ);
-    }
-  }
-
-  // Frees the memory of whole pages, unless another process has them mapped.
-  void drop(int64_t begin, int64_t end) const noexcept {
-    begin = (begin + page_ - 1) / page_ * page_;
-    end = end / page_ * page_;
-    if (begin >= end) return;
-    ::madvise(map_ + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
-    ::posix_fadvise(file_, begin, end - begin, POSIX_FADV_DONTNEED);
-  }
-
- private:
-  // Looks at a byte here and there; mincore would say nothing about a file of another user's.
-  bool are_cached(int64_t begin, int64_t end) const noexcept {
-    for (int64_t at = begin; at < end; at += kSampleBytes) {
-      char byte = 0;
-      const iovec target{&byte, 1};
-      if (::preadv2(file_, &target, 1, at, RWF_NOWAIT) != 1) return false;
-    }
-    return true;
-  }
-
-  void request(int64_t begin, int64_t end) const noexcept {
-    if (huge_) return;
-    for (; begin < end; begin += kRequestBytes) {
-      ::posix_fadvise(file_, begin, std::min(kRequestBytes, end - begin), POSIX_FADV_WILLNEED);
-    }
-  }
-
-  int file_;
-  std::byte* map_;
-  int64_t page_;
-  bool huge_;
-};
-#else
-class Pages {
- public:
-  Pages(int, const std::byte*, int64_t) {}
-  void load(int64_t, int64_t, const std::atomic<bool>&) const noexcept {}
-  void drop(int64_t, int64_t) const noexcept {}
-};
-#endif
-
-}  // namespace
+Loading loading_of(std::string_view name) {
+  require(name == "map" || name == "read",
+          "loading is \"" + std::string(name) + "\"; expected map or read");
+  return name == "map" ? Loading::kMap : Loading::kRead;
+}
 
 // Layers are counted through all passes: number n of the second pass follows the last one of the
 // first. Everything but the pages is guarded by the mutex.
 struct ReadAhead::Reader {
-  Pages pages;
+  FilePages pages;
   const std::vector<LayerBytes> layers;
   const int64_t window_bytes;
   const bool once = is_once();
@@ -120,8 +36,8 @@ struct ReadAhead::Reader {
   std::thread thread;
 
   Reader(int file, std::span<const std::byte> map, std::vector<LayerBytes> layer_bytes,
-         int64_t window_size)
-      : pages(file, map.data(), std::ssize(map)),
+         int64_t window_size, Loading loading)
+      : pages(file, map.data(), std::ssize(map), loading),
         layers(std::move(layer_bytes)),
         window_bytes(window_size) {}
 
@@ -186,9 +102,9 @@ struct ReadAhead::Reader {
 };
 
 ReadAhead::ReadAhead(int file, std::span<const std::byte> map, std::vector<LayerBytes> layers,
-                     int64_t window_bytes)
+                     int64_t window_bytes, Loading loading)
     : fork_count_(fork_count()),
-      reader_(std::make_unique<Reader>(file, map, std::move(layers), window_bytes)) {
+      reader_(std::make_unique<Reader>(file, map, std::move(layers), window_bytes, loading)) {
   reader_->thread = std::thread([reader = reader_.get()] { reader->loop(); });
 }
 

@@ -8,7 +8,10 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string_view>
 #include <vector>
+
+#include "base/os/file_pages.h"
 
 namespace llama2q {
 
@@ -19,6 +22,9 @@ struct LayerBytes {
   bool streamed;  // dropped after each use; the others stay in memory
 };
 
+// "map" or "read"; anything else throws InvalidArgument.
+Loading loading_of(std::string_view name);
+
 // Cyclic access defeats an LRU cache: with room for all layers but one, it would read all of them
 // again in every pass. So most layers stay, and those marked as streamed are dropped right after
 // use and read again before the next one, by a thread of its own that stops when `window_bytes` of
@@ -28,7 +34,7 @@ class ReadAhead {
  public:
   // file: a descriptor of the mapped file, duplicated here; map: all of it.
   ReadAhead(int file, std::span<const std::byte> map, std::vector<LayerBytes> layers,
-            int64_t window_bytes);
+            int64_t window_bytes, Loading loading);
   ~ReadAhead();
   ReadAhead(const ReadAhead&) = delete;
   ReadAhead& operator=(const ReadAhead&) = delete;

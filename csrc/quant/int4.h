@@ -30,7 +30,11 @@ struct Int4Lines {
   uint8_t* unpack(const uint8_t* line, uint8_t* out, int64_t stride) const {
     typename V::Line low, high;
     V::int4_lines(line, grid, low, high);
-    return P::store(high, P::store(low, out, stride), stride);
+    if constexpr (P::kColumns == kColumns) {
+      return P::store(low, high, out, stride);
+    } else {
+      return P::store(high, P::store(low, out, stride), stride);
+    }
   }
 };
 

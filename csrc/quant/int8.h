@@ -21,10 +21,15 @@ struct Int8Lines {
     for (int t = 0; t < kTokens; ++t) V::dot(dots[t], values, x + 4 * t);
   }
 
-  // Writes the line as panel lines of P, `stride` bytes apart; returns where the next one goes.
+  // Writes the line, or two where a panel line of P holds as many, as panel lines `stride` bytes
+  // apart; returns where the next one goes.
   template <class P>
   uint8_t* unpack(const uint8_t* line, uint8_t* out, int64_t stride) const {
-    return P::store(V::int8_line(line), out, stride);
+    if constexpr (P::kColumns == 2 * kColumns) {
+      return P::store(V::int8_line(line), V::int8_line(line + kLineBytes), out, stride);
+    } else {
+      return P::store(V::int8_line(line), out, stride);
+    }
   }
 };
 

@@ -27,7 +27,7 @@ def compiled_isas() -> list[str]:
     """Names of the instruction sets that this build holds, slowest first."""
 
 def cpu_features() -> list[str]:
-    """What this CPU and operating system offer that kernels can use; empty if not x86-64."""
+    """What this CPU and operating system offer that kernels can use."""
 
 def default_isa() -> str:
     """Name of the one used when none is asked for: LLAMA2Q_ISA, or the fastest."""
@@ -169,12 +169,14 @@ class Model:
         map: mmap,
         layers: Sequence[tuple[int, int, bool]],
         window_bytes: int,
+        loading: Literal["map", "read"] = "map",
     ) -> None:
-        """From now on, steps read the weights of layers ahead of their use (Linux).
+        """From now on, steps read the weights of layers ahead of their use.
 
         file: a descriptor of the mapped file, duplicated; map: the read-only map that the weights
         lie in; layers: for each its first byte, the byte after its last, and whether it is dropped
-        after use; window_bytes: how much of these may be in memory at once.
+        after use (Linux); window_bytes: how much of these may be in memory at once; loading:
+        "map", or "read" to read the file in several threads, where the map is slow.
         """
 
     # The ops, for calibration and tests; x, q and so on are float32 (n, width).

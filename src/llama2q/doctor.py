@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llama2q import _core, memory, self_test
+from llama2q import _core, host, memory, self_test
 from llama2q.errors import UnsupportedIsaError
 
 _BANDWIDTH_BYTES = 256 * 10**6
@@ -95,7 +95,7 @@ def _cpu() -> dict[str, Any]:
 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
-        "name": cpu_name(),
+        "name": host.cpu_name(),
         "features": _core.cpu_features(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": os.cpu_count(),
@@ -103,18 +103,6 @@ def _cpu() -> dict[str, Any]:
         "cgroup_quota_cores": _quota_cores(),
         "threads": _core.default_threads(),
     }
-
-
-def cpu_name() -> str:
-    """Return the CPU's own name for itself, or its architecture."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.lower().startswith(("model name", "hardware")):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _quota_cores() -> float | None:
@@ -167,24 +155,9 @@ def _warnings(isa: dict[str, Any]) -> list[str]:
         found.append("only the scalar kernels are used: correct, and slow")
     if sys.maxsize < 2**32:
         found.append("this Python is a 32-bit program; models need a 64-bit one")
-    if _is_translated():
-        found.append(
-            "this Python is an x86-64 program under Rosetta; install one for arm64, it is faster"
-        )
+    if host.is_translated():
+        found.append(host.ROSETTA)
     return found
-
-
-def _is_translated() -> bool:
-    """Whether this is an x86-64 process on an Arm Mac."""
-    if sys.platform != "darwin" or platform.machine() != "x86_64":
-        return False
-    import ctypes
-
-    flag, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-    found = ctypes.CDLL(None).sysctlbyname(
-        b"sysctl.proc_translated", ctypes.byref(flag), ctypes.byref(size), None, 0
-    )
-    return bool(found == 0 and flag.value == 1)
 
 
 def _bench() -> dict[str, float]:

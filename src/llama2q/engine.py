@@ -12,7 +12,7 @@ from typing import Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q import _core
+from llama2q import _core, host
 from llama2q.config import ModelConfig
 from llama2q.errors import (
     CancelledError,
@@ -164,6 +164,8 @@ class Engine:
             self._model.n_threads,
             self._model.isa,
         )
+        if host.is_translated():
+            _log.warning("%s", host.ROSETTA)
 
     @property
     def config(self) -> ModelConfig:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+from llama2q import host
 from llama2q.errors import InvalidArgumentError
 
 _UNITS = {
@@ -54,12 +55,12 @@ def format_size(n_bytes: int, like: int | None = None) -> str:
 
 
 def available_bytes() -> int:
-    """Return what this process can have without swapping: the system's, or its cgroup's if less."""
+    """Return what this process can have without swapping: the system's, or its own limit's."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    room = cgroup_room_bytes()
-    return free if room is None else max(0, min(free, room))
+    rooms = [room for room in (cgroup_room_bytes(), host.commit_room_bytes()) if room is not None]
+    return max(0, min([free, *rooms]))
 
 
 def peak_resident_bytes() -> int:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
+from llama2q import memory
 from llama2q.format.reader import L2qFile
 
 CACHE_CAN_BE_STEERED = sys.platform == "linux"
-"""Whether the core can read ahead, and drop what it has read."""
+"""Whether the core can drop what it has read; all systems read ahead."""
+LOADING: Literal["map", "read"] = "read" if sys.platform == "darwin" else "map"
+"""How weights come into memory: through the map, or by several threads that read the file.
+
+Where macOS has to bring a mapped page from disk, it reads a few of its neighbours along, one
+request at a time; several threads that read the file fill the same page cache as fast as the disk
+allows. Layers that are in memory already are not read again.
+"""
 _WINDOW_LAYERS = 2
 """Streamed layers in memory at once: one is computed with while the next one is read."""
 _SHARE_LEFT = 1 / 32
@@ -74,6 +83,15 @@ def read_ahead_for(file: L2qFile, room: int) -> ReadAhead | None:
         streamed_bytes=sum(sizes[i] for i in streamed),
         window_bytes=_WINDOW_LAYERS * largest,
     )
+
+
+def is_worth_loading(file: L2qFile) -> bool:
+    """Whether to read all weights ahead of the first step.
+
+    Where the cache cannot be steered, what does not fit would be read for nothing: its beginning
+    would be gone before it is used.
+    """
+    return CACHE_CAN_BE_STEERED or file.file_bytes <= memory.available_bytes()
 
 
 def layer_ranges(file: L2qFile) -> list[tuple[int, int]]:

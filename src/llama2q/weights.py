@@ -10,7 +10,7 @@ from llama2q.format.layout import INV_FREQ
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.quant import GRIDS
-from llama2q.read_ahead import CACHE_CAN_BE_STEERED, ReadAhead, layer_ranges
+from llama2q.read_ahead import LOADING, ReadAhead, is_worth_loading, layer_ranges
 
 
 def build_model(
@@ -60,15 +60,16 @@ def build_model(
         n_threads=n_threads,
         isa=isa,
     )
-    if CACHE_CAN_BE_STEERED:
-        streamed: tuple[int, ...] = ()
-        window_bytes = 0
-        if read_ahead is not None:
-            streamed, window_bytes = read_ahead.streamed, read_ahead.window_bytes
-        ranges = enumerate(layer_ranges(file))
-        places = [(begin, end, i in streamed) for i, (begin, end) in ranges]
-        with file.path.open("rb") as descriptor:
-            model.read_ahead(descriptor.fileno(), file.map, places, window_bytes)
+    if not is_worth_loading(file):
+        return model
+    streamed: tuple[int, ...] = ()
+    window_bytes = 0
+    if read_ahead is not None:
+        streamed, window_bytes = read_ahead.streamed, read_ahead.window_bytes
+    ranges = enumerate(layer_ranges(file))
+    places = [(begin, end, i in streamed) for i, (begin, end) in ranges]
+    with file.path.open("rb") as descriptor:
+        model.read_ahead(descriptor.fileno(), file.map, places, window_bytes, LOADING)
     return model
 
 

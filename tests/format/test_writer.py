@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l2q_files import norm, write_small
+from l2q_files import StopAt, journal_of, metadata, norm, part_of, run, write_small
 from llama2q.errors import DiskSpaceError, HeaderError, InvalidArgumentError, OutputExistsError
 from llama2q.format import L2qFile, Recipe, Writer
 from llama2q.format.metadata import ATTRIBUTION, Metadata, SourceFile
@@ -21,45 +21,6 @@ from llama2q.format.writer import write_model
 from numpy_quantizers import SMALL, TOKENIZER, encode_random
 
 TESTS = Path(__file__).resolve().parents[1]
-
-
-def metadata(quant: str = "int4", **arguments: Any) -> Metadata:
-    return Metadata(SMALL, Recipe.for_model(SMALL, quant, **arguments))
-
-
-def part_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def journal_of(path: Path) -> Path:
-    return path.with_name(path.name + ".part.journal")
-
-
-class StopAt:
-    """Raises or kills at the n-th part of the model; counts the matrices encoded."""
-
-    def __init__(self, number: int, what: BaseException | None = None) -> None:
-        self.left = number
-        self.what = what
-        self.encoded = 0
-
-    def before(self, part: Any) -> None:
-        if self.left == 0 and self.what is not None:
-            raise self.what
-        self.left -= 1
-
-    def encode(self, matrix: Any) -> Any:
-        self.encoded += 1
-        return encode_random(matrix)
-
-
-def run(path: Path, stop: StopAt, fingerprint: str = "f", **arguments: Any) -> str:
-    """Write the small model; `stop` may interrupt."""
-    with Writer(
-        path, metadata(**arguments), TOKENIZER, fingerprint=fingerprint, overwrite=True
-    ) as writer:
-        write_model(writer, stop.encode, norm, stop.before)
-        return writer.finish()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ references can notice; where one ISA is changed, the comparison with the scalar 
 
 from __future__ import annotations
 
+from teeth.arm import ARM_FAULTS
 from teeth.attention import ATTENTION, ATTENTION_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
@@ -232,6 +233,7 @@ NATIVE = (
     ),
     *ATTENTION_FAULTS,
     # --- csrc/isa
+    *ARM_FAULTS,
     fault(
         "ties away from zero",
         "csrc/isa/scalar.cpp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -25,8 +26,9 @@ _BAR_AFTER_SECONDS = 1.0
 
 
 def set_up(verbose: bool) -> None:
-    """Write UTF-8 whatever the locale says; log to stderr if asked to."""
-    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+    """Read and write UTF-8 whatever locale or code page say; log to stderr if asked to."""
+    streams = (sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")
+    for stream, errors in streams:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)
     if verbose:
@@ -47,17 +49,23 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         note("interrupted")
         raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(BROKEN_PIPE) from None
     except Llama2qError as error:
         note(f"error: {_one_line(str(error))}")
         raise typer.Exit(1) from None
     except OSError as error:
+        if is_broken_pipe(error):
+            # Python flushes stdout once more at exit, which must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from None
         place = f"{error.filename}: " if error.filename is not None else ""
         note("error: " + _one_line(f"{place}{error.strerror or error}"))
         raise typer.Exit(1) from None
+
+
+def is_broken_pipe(error: OSError, system: str = sys.platform) -> bool:
+    """Whether the reader of stdout has gone; Windows calls that an invalid argument."""
+    nameless_einval = error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or (system == "win32" and nameless_einval)
 
 
 def _one_line(text: str) -> str:

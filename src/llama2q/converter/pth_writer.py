@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.converter.crc32 import crc32_of_zeros
-from llama2q.converter.pth import NUMPY_DTYPES
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES
 from llama2q.errors import InvalidArgumentError
+from llama2q.files import replace
 
 ALIGNMENT = 64
 """Every entry's data starts at a multiple of this (bytes), as in torch."""
@@ -166,7 +167,7 @@ class PthWriter:
             self._add_bytes("version", b"3\n")
             self._write_directory()
             self._file.close()
-            self._part.replace(self.path)
+            replace(self._part, self.path)
         except BaseException:
             self._abandon()
             raise

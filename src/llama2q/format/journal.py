@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from llama2q.files import replace
 from llama2q.format.header import canonical_json
 from llama2q.format.layout import PlacedTensor
 
@@ -64,7 +65,7 @@ class Journal:
             file.write(self._encode({"key": self._key}))
             for tensor in expected[: len(finished)]:
                 file.write(self._encode(self._line(tensor, finished[tensor.spec.name])))
-        self._fresh.replace(self.path)
+        replace(self._fresh, self.path)
         self._file = self.path.open("ab", buffering=0)
 
     def add(self, tensor: PlacedTensor, sha256: str) -> None:

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from llama2q.errors import (
     DiskSpaceError,
+    FileInUseError,
     InvalidArgumentError,
     Llama2qError,
     OutputError,
     OutputExistsError,
 )
+from llama2q.files import fsync_folder, leave_page_cache, lock, replace, require_replaceable
 from llama2q.format.header import HASH_PLACEHOLDER, build_header, model_id_of
 from llama2q.format.journal import Journal, write_all
 from llama2q.format.layout import (
@@ -50,9 +52,9 @@ class Writer:
     """Writes one `.l2q` file, tensor by tensor in the order of the file. A context manager.
 
     Until `finish` the data lie in `NAME.part`. Leaving the context by an error removes it; by an
-    interruption (KeyboardInterrupt, SystemExit, a kill) it stays with `NAME.part.journal`, and the
-    next writer with equal metadata, tokenizer and fingerprint goes on behind the last finished
-    tensor.
+    interruption (KeyboardInterrupt, SystemExit, a kill), or because a program uses the file that
+    is to be replaced, it stays with `NAME.part.journal`, and the next writer with equal metadata,
+    tokenizer and fingerprint goes on behind the last finished tensor.
 
     Parameters
     ----------
@@ -82,6 +84,8 @@ class Writer:
         The file exists, or another process is writing it.
     DiskSpaceError
         The disk has no room for it, at the start or later.
+    FileInUseError
+        On Windows: a program has the file open that is to be replaced; at the start or at the end.
     OutputError
         The system refuses to write.
     """
@@ -104,6 +108,7 @@ class Writer:
         journal_path = self._part_path.with_name(self._part_path.name + ".journal")
         self._remove_orphan(journal_path)
         self._refuse_existing()
+        require_replaceable(self.path)
         specs = tensor_specs(metadata.config, metadata.recipe, len(tokenizer))
         self._placed = place(specs)
         self._tensors = [tensor for tensor in self._placed if not is_pad(tensor.spec.name)]
@@ -124,11 +129,8 @@ class Writer:
         try:
             with self._named_errors():
                 self.finished = self._resume(header, enabled=resume and bool(fingerprint))
-        except Exception:
-            self._discard()
-            raise
-        except BaseException:
-            self._part.close()
+        except BaseException as error:
+            self._leave(type(error))
             raise
 
     def write(self, name: str, chunks: Chunks) -> None:
@@ -197,12 +199,12 @@ class Writer:
             os.fsync(self._part.fileno())
             if sys.platform == "win32":
                 self._part.close()  # an open file cannot be renamed; elsewhere it stays locked
-            self._part_path.replace(self.path)
+            replace(self._part_path, self.path)
             self._renamed = True
-            _leave_page_cache(self._part)
+            leave_page_cache(self._part)
             self._part.close()
             self._journal.remove()
-            _fsync_folder(self.path.parent)
+            fsync_folder(self.path.parent)
         return model_id
 
     def __enter__(self) -> Self:
@@ -221,11 +223,18 @@ class Writer:
                 self._part.close()
                 with contextlib.suppress(OSError):
                     self._journal.remove()
-        elif kind is not None and not issubclass(kind, Exception):
+        elif kind is None:
+            self._discard()
+        else:
+            self._leave(kind)
+
+    def _leave(self, kind: type[BaseException]) -> None:
+        """Keep what is there for the next run, or remove it."""
+        if issubclass(kind, Exception) and not issubclass(kind, FileInUseError):
+            self._discard()
+        else:
             self._journal.close()
             self._part.close()
-        else:
-            self._discard()
 
     def _discard(self) -> None:
         """Remove what is unfinished; an error that led here must not be hidden by another."""
@@ -298,7 +307,7 @@ class Writer:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         descriptor = os.open(self._part_path, flags, 0o666)  # less the umask
         part = open(descriptor, "r+b", buffering=0)  # noqa: PTH123
-        if not _lock(part) or not _is_file(part, self._part_path):
+        if not lock(part) or not _is_file(part, self._part_path):
             part.close()
             raise OutputExistsError(f"{self._part_path} is being written by another process")
         return part
@@ -355,39 +364,9 @@ def write_model(
                 writer.write(spec.name, chunks)
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Take the file for this process, where the system can; False if another has it."""
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            _log.debug("this file system has no locks")
-    return True
-
-
-def _leave_page_cache(file: BinaryIO) -> None:
-    """Drop what was written from memory: the next one to map it has it read in larger pages."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def _is_file(file: BinaryIO, path: Path) -> bool:
     """Whether `path` still names the open file (another writer may have renamed it)."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _fsync_folder(folder: Path) -> None:
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,0 +1,31 @@
+// A file of a test, written and mapped as Python does it: closed, but for what the map keeps.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace llama2q {
+
+class Mapped {
+ public:
+  Mapped(std::string path, std::span<const std::byte> content);
+  ~Mapped();
+  Mapped(const Mapped&) = delete;
+  Mapped& operator=(const Mapped&) = delete;
+
+  const std::byte* data() const { return data_; }
+  // A descriptor for FilePages; -1 where it needs none.
+  int descriptor() const { return descriptor_; }
+  // Tries to give another file this one's name while it is mapped; says what the system did.
+  std::string replace_with_other() const;
+
+ private:
+  std::string path_;
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  int descriptor_ = -1;
+  void* handle_ = nullptr;
+};
+
+}  // namespace llama2q

@@ -17,8 +17,10 @@ class Mapped {
   const std::byte* data() const { return data_; }
   // A descriptor for FilePages; -1 where it needs none.
   int descriptor() const { return descriptor_; }
-  // Tries to give another file this one's name while it is mapped; says what the system did.
+  // Tries to give another file this one's name while it is mapped; says what the system did, and
+  // what llama2q/files.py counts on.
   std::string replace_with_other() const;
+  static const char* expected_replacement();
 
  private:
   std::string path_;

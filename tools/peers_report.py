@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markdown_table import markdown_table, marks, write_between
+
 if TYPE_CHECKING:
     from bench_peers import Result
 
-BEGIN, END = "<!-- bench_peers: begin -->", "<!-- bench_peers: end -->"
+BEGIN, END = marks("bench_peers")
 
 
 def short_line(result: Result, setting: str) -> str:
@@ -108,7 +110,7 @@ class Report:
             ]
             for tier, rates in self.limits.items()
         ]
-        return _markdown(["limits", "read GB/s", "int8 GOPS"], rows)
+        return markdown_table(["limits", "read GB/s", "int8 GOPS"], rows)
 
     def _rows(self) -> str:
         rows = []
@@ -131,7 +133,9 @@ class Report:
                 ]
             )
         head = ["tier", "row", "llama2q", "int8 KV", "llama.cpp", "its setting", "ratio"]
-        return _markdown([*head, "ratio, int8 KV", "llama2q's share of the limit", "spread"], rows)
+        return markdown_table(
+            [*head, "ratio, int8 KV", "llama2q's share of the limit", "spread"], rows
+        )
 
     def _loads(self) -> str:
         rows = [
@@ -146,7 +150,7 @@ class Report:
             for load in self.loads
         ]
         head = ["load", "pages", "ready, s", "first token, s", "own memory, MB", "mapped, MB"]
-        return _markdown(head, rows)
+        return markdown_table(head, rows)
 
     def write_into(self, path: Path) -> None:
         """Put the table between the two marks of a Markdown file.
@@ -156,12 +160,7 @@ class Report:
         ValueError
             If the marks are not there.
         """
-        text = path.read_text(encoding="utf-8")
-        if text.count(BEGIN) != 1 or text.count(END) != 1:
-            raise ValueError(f"{path} needs one line {BEGIN} and one {END}")
-        before, rest = text.split(BEGIN)
-        after = rest.split(END)[1]
-        path.write_text(f"{before}{BEGIN}\n{self.table()}\n{END}{after}", encoding="utf-8")
+        write_between(path, "bench_peers", self.table())
 
     def plot(self, path: Path) -> str:
         """Draw the ratios as bars, if matplotlib is there; return what was done."""
@@ -178,18 +177,3 @@ class Report:
         figure.tight_layout()
         figure.savefig(path)
         return f"plot: {path}"
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    """Lay out a table whose source lines up too; numbers to the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: list[str]) -> str:
-        padded = [
-            cell.rjust(width) if cell[:1].isdigit() else cell.ljust(width)
-            for cell, width in zip(cells, widths, strict=True)
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(head), rule, *map(line, rows)])

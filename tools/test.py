@@ -20,6 +20,7 @@ import cross_checks
 import native_build
 import native_checks
 import own_venv
+import wheel_checks
 
 ROOT = own_venv.ROOT
 BIN = own_venv.PYTHON.parent
@@ -42,7 +43,7 @@ def main() -> int:
         ("ISA units leak nothing", isa_units),
         ("pytest", lambda: pytest(run_all)),
     ]
-    slow_steps = native_checks.steps() + cross_checks.steps()
+    slow_steps = [*native_checks.steps(), *cross_checks.steps(), *wheel_checks.steps()]
     if run_all:
         steps += slow_steps
     results = []

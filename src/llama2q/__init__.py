@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama2q import errors
 from llama2q._core import __version__
+from llama2q.compare import compare
+from llama2q.comparison import Comparison
 from llama2q.config import ModelConfig
 from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
@@ -39,6 +41,7 @@ else:
 
 __all__ = [
     "Chunk",
+    "Comparison",
     "Completion",
     "ConvertReport",
     "Llama",
@@ -53,6 +56,7 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "__version__",
+    "compare",
     "convert",
     "errors",
     "load",

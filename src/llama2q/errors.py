@@ -14,7 +14,7 @@ class InvalidArgumentError(Llama2qError, ValueError):
     """An argument has a wrong type, shape, stride or value."""
 
 
-# --- checkpoints (Meta's download) -----------------------------------------------------------
+# --- checkpoints (Meta's download, Hugging Face's folders) -----------------------------------
 
 
 class CheckpointError(Llama2qError):
@@ -30,7 +30,11 @@ class UnreadableFileError(CheckpointError):
 
 
 class MissingShardError(CheckpointError):
-    """A `consolidated.NN.pth` of the numbered set is missing."""
+    """A file of the weights is missing: a number of Meta's set, or one that an index names."""
+
+
+class ShardIndexError(CheckpointError):
+    """The index of a sharded checkpoint is absent, malformed, or disagrees with the files."""
 
 
 class TruncatedShardError(CheckpointError):
@@ -38,7 +42,7 @@ class TruncatedShardError(CheckpointError):
 
 
 class ShardFormatError(CheckpointError):
-    """A shard is not the zip archive that `torch.save` writes."""
+    """A file of the weights is not the zip archive or safetensors file that it should be."""
 
 
 class CorruptShardError(CheckpointError):
@@ -46,7 +50,7 @@ class CorruptShardError(CheckpointError):
 
 
 class ChecksumError(CheckpointError):
-    """A file does not have the MD5 that the checklist beside the checkpoint gives for it."""
+    """A file has not the MD5 in the checklist, or the SHA-256 by which the hub's cache names it."""
 
 
 class ChecklistError(CheckpointError):
@@ -58,7 +62,15 @@ class UnsafePickleError(CheckpointError):
 
 
 class ParamsError(CheckpointError):
-    """`params.json` is absent, unreadable, or disagrees with the tensors."""
+    """`params.json` or `config.json` is absent, unreadable, or disagrees with the tensors."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """The checkpoint is sound, but of a model that this engine does not compute."""
+
+
+class ChatTemplateError(CheckpointError):
+    """The model's chat template cannot be told; it has to be named."""
 
 
 class TensorSetError(CheckpointError):
@@ -129,6 +141,10 @@ class CorruptDataError(FormatError):
 
 class TokenizerError(Llama2qError):
     """The tokenizer model is absent, unreadable or of the wrong size."""
+
+
+class VocabularyMismatchError(TokenizerError):
+    """Two models that are compared do not have the same tokens."""
 
 
 # --- engine ----------------------------------------------------------------------------------

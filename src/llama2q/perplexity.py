@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q.engine import Engine, Span
+from llama2q.divergence import log_softmax
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.generate.llama import Llama
-from llama2q.kv_blocks import Sequence as CachedSequence
-
-Protocol = Literal["llama.cpp", "gptq"]
-
-_ROWS_PER_SLICE = 128
-
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """How a protocol cuts and scores: windows of `size`, rows from `first_row` on are scored."""
-
-    size: int
-    first_row: int
-    bos_in_each: bool
-
-
-PROTOCOLS: dict[str, _Window] = {
-    "llama.cpp": _Window(512, 256, bos_in_each=True),
-    "gptq": _Window(2048, 0, bos_in_each=False),
-}
+from llama2q.windows import Protocol, cut, scored_logits, window_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +77,23 @@ def perplexity(
         If the model's context is shorter than a chunk.
     """
     started = time.perf_counter()
-    if protocol not in PROTOCOLS:
-        raise InvalidArgumentError(
-            f"protocol is {protocol!r}; expected one of {', '.join(PROTOCOLS)}"
-        )
+    window = window_of(protocol)
     if n_chunks is not None and n_chunks < 1:
         raise InvalidArgumentError(f"n_chunks is {n_chunks}; expected at least 1, or None for all")
-    window = PROTOCOLS[protocol]
     if llm.n_ctx < window.size:
         raise ContextLengthError(
             f"protocol {protocol} needs a context of {window.size} tokens; this one holds "
             f"{llm.n_ctx}"
         )
-    tokens = llm.tokenizer.encode(text)
-    available = len(tokens) // window.size
-    if available == 0:
-        raise InvalidArgumentError(
-            f"the text has {len(tokens)} tokens; protocol {protocol} needs {window.size} at least"
-        )
-    count = min(available, n_chunks or available)
+    chunks = cut(llm.tokenizer, text, protocol, window)[:n_chunks]
     nlls = []
-    for i in range(count):
-        chunk = tokens[i * window.size : (i + 1) * window.size]
-        if window.bos_in_each:
-            chunk[0] = llm.tokenizer.bos_id
-        nlls += list(_chunk_nll(llm.engine, chunk, window.first_row))
+    for i, chunk in enumerate(chunks):
+        nlls += [
+            negative_log_likelihood(logits, targets)
+            for logits, targets in scored_logits(llm.engine, chunk, window.first_row)
+        ]
         if progress is not None:
-            progress(i + 1, count)
+            progress(i + 1, len(chunks))
     nll = np.concatenate(nlls)
     mean = float(np.mean(nll))
     deviation = float(np.std(nll)) / math.sqrt(len(nll) - 1)
@@ -132,28 +102,10 @@ def perplexity(
         perplexity=math.exp(mean),
         nll=mean,
         standard_error=math.exp(mean) * deviation,
-        n_chunks=count,
+        n_chunks=len(chunks),
         n_tokens=len(nll),
         seconds=time.perf_counter() - started,
     )
-
-
-def _chunk_nll(
-    engine: Engine, tokens: Sequence[int], first_row: int
-) -> Iterator[NDArray[np.float64]]:
-    """Score rows first_row to len(tokens) - 2 of one chunk, a slice of rows at a time."""
-    # The last token is only predicted, never fed.
-    n_fed = len(tokens) - 1
-    sequence = CachedSequence(engine.pool, n_fed, wait=True, finishes=True)
-    try:
-        if first_row:
-            engine.forward([Span(sequence, tokens[:first_row], 0)])
-        for start in range(first_row, n_fed, _ROWS_PER_SLICE):
-            end = min(start + _ROWS_PER_SLICE, n_fed)
-            logits = engine.forward([Span(sequence, tokens[start:end], end - start)])
-            yield negative_log_likelihood(logits, tokens[start + 1 : end + 1])
-    finally:
-        sequence.release()
 
 
 def negative_log_likelihood(
@@ -170,8 +122,5 @@ def negative_log_likelihood(
     -------
     float64, (n_tokens,)
     """
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    chosen = wide[np.arange(len(targets)), np.asarray(targets)]
-    nll: NDArray[np.float64] = np.log(np.exp(wide, out=wide).sum(axis=1)) - chosen
+    nll: NDArray[np.float64] = -log_softmax(logits)[np.arange(len(targets)), np.asarray(targets)]
     return nll

@@ -140,6 +140,32 @@ class Tokenizer:
         ids: list[int] = self._model.encode(text)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+    def piece(self, token: int) -> str:
+        """Return a piece as the model stores it; bytes that are not UTF-8 as U+FFFD.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the id is not in [0, vocab_size).
+        """
+        if not 0 <= token < self._n_words:
+            raise InvalidArgumentError(
+                f"token id {token} is outside the vocabulary; expected 0 to {self._n_words - 1}"
+            )
+        try:
+            return str(self._model.id_to_piece(token))
+        except UnicodeDecodeError:
+            return _REPLACEMENT
+
+    def id_of(self, piece: str) -> int | None:
+        """Return the id of a piece as the model stores it, control pieces too; None if absent."""
+        try:
+            piece.encode()
+        except UnicodeEncodeError:
+            return None
+        token = int(self._model.piece_to_id(piece))
+        return token if token != self.unk_id or self.piece(token) == piece else None
+
     def check_pieces(self) -> None:
         """Read the text of every piece, which is otherwise done on first use.
 

@@ -12,6 +12,7 @@ import pytest
 
 import llama2q
 from cli.test_commands import assert_one_error_line, run, run_convert
+from converter.hf_files import change_json, hf_folder
 from l2q_files import overwrite_tensor
 
 
@@ -31,6 +32,21 @@ def test_plan(model: Path) -> None:
     assert values["would_fit"][0]["total_bytes"] <= 20 * 10**6
     assert_one_error_line(run("plan", model, "--memory", "20"), "'20' is not a size")
     assert_one_error_line(run("plan", model, "--ctx", "5000"), "n_ctx is 5000")
+
+
+def test_a_hugging_face_folder(mini_checkpoint: Path, tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "mini-hf", mini_checkpoint, "safetensors-sharded")
+    path = tmp_path / "x.l2q"
+    done = run_convert(folder, "-o", path, "--chat-template", "zephyr")
+    assert (done.returncode, done.stdout) == (0, f"{path}\n")
+    assert "a Hugging Face checkpoint (config.json): q and k rows un-permuted\n" in done.stderr
+    assert "chat template: zephyr\n" in done.stderr
+    assert json.loads(run("inspect", path, "--json").stdout)["template"] == "zephyr"
+    change_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 2.0})
+    assert_one_error_line(run_convert(folder, "-o", path, "--force"), "of type 'linear'")
+    other = run_convert(folder, "--chat-template", "alpaca")
+    assert other.returncode == 2
+    assert "alpaca" in other.stderr
 
 
 def test_verify(model: Path, tmp_path: Path) -> None:
@@ -87,7 +103,7 @@ def test_licences_and_checksums(mini_checkpoint: Path, tmp_path: Path) -> None:
     converted = run_convert(folder, "-o", output)
     assert converted.returncode == 0
     assert converted.stderr.count("Llama 2 Community License") == 1
-    assert "1 MD5 sums right" in converted.stderr
+    assert "1 checksums right" in converted.stderr
     text = run("inspect", output).stdout
     assert "LICENSE: [2JLLAMA 2 COMMUNITY LICENSE AGREEMENT\n" in text
     assert "USE_POLICY.md: # Llama 2 Acceptable Use Policy\n" in text

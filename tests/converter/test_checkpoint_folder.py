@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from converter.hf_files import hf_folder
 from converter.pth_files import (
     Make,
 )
@@ -15,6 +16,8 @@ from converter.pth_files import (
     checkpoint_refused as refused,
 )
 from llama2q.converter.checkpoint import MetaCheckpoint
+from llama2q.converter.forms import open_checkpoint
+from llama2q.converter.hf_checkpoint import HfCheckpoint
 from llama2q.converter.meta_tensors import split_dim
 from llama2q.converter.pth_writer import write_pth
 from llama2q.errors import (
@@ -22,6 +25,7 @@ from llama2q.errors import (
     CheckpointNotFoundError,
     InvalidArgumentError,
     MissingShardError,
+    ParamsError,
     ShardFormatError,
     TensorSetError,
     TokenizerError,
@@ -172,13 +176,32 @@ def test_a_folder_of_models(make: Make) -> None:
     )
 
 
-def test_a_hugging_face_folder(make: Make, tmp_path: Path) -> None:
-    folder = tmp_path / "hf"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    refused(folder, CheckpointNotFoundError, r"Hugging Face checkpoint \(config\.json\).*not supp")
-    shutil.copytree(make(), folder / "original")
-    refused(folder, CheckpointNotFoundError, r"original/ is: llama2q-convert .*original")
+def test_forms_of_one_folder(make: Make, tmp_path: Path) -> None:
+    """Meta's form comes first where a folder holds two."""
+    meta = make()
+    folder = hf_folder(tmp_path / "both", meta)
+    with open_checkpoint(folder) as checkpoint:
+        assert isinstance(checkpoint, HfCheckpoint)
+    for file in meta.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    with open_checkpoint(folder) as checkpoint:
+        assert isinstance(checkpoint, MetaCheckpoint)
+
+
+def test_a_folder_of_hugging_face_models(make: Make, tmp_path: Path) -> None:
+    hf_folder(tmp_path / "models" / "vicuna-7b", make())
+    refused_by_form = pytest.raises(
+        CheckpointNotFoundError, match=r"holds vicuna-7b/, not weights\. Try: .*vicuna-7b$"
+    )
+    with refused_by_form:
+        open_checkpoint(tmp_path / "models")
+
+
+def test_weights_without_a_config(make: Make, tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "x", make(), "safetensors-sharded")
+    (folder / "config.json").unlink()
+    with pytest.raises(ParamsError, match=r"config\.json is missing"):
+        open_checkpoint(folder)
 
 
 def test_folders_without_a_checkpoint(tmp_path: Path, make: Make) -> None:

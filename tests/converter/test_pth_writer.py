@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama2q.converter.crc32 import crc32_of_zeros
-from llama2q.converter.pth import NUMPY_DTYPES, ShardFile
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES
+from llama2q.converter.pth import ShardFile
 from llama2q.converter.pth_writer import PthWriter, TensorSource, write_pth
 from llama2q.errors import (
     InvalidArgumentError,

@@ -217,7 +217,7 @@ HEADER_FAULTS: list[tuple[Callable[[Header], None], type[FormatError], str]] = [
     (set_metadata("extra", "1"), HeaderError, r"unknown \['extra'\]"),
     (set_metadata("rope", '{"scaling":"yarn"}'), HeaderError, "rope is"),
     (set_metadata("rope", '{"scaling": "none"}'), HeaderError, "rope is not canonical"),
-    (set_metadata("template", "chatml"), HeaderError, "template is 'chatml'"),
+    (set_metadata("template", "alpaca"), HeaderError, "template is 'alpaca'"),
     (set_metadata("config", "[]"), HeaderError, "config is not a JSON object"),
     (set_metadata("config", "{"), HeaderError, "config is not valid JSON"),
     (set_metadata("config", '{"dim":NaN}'), HeaderError, "NaN"),

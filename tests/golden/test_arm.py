@@ -52,7 +52,8 @@ def build_of(driver: Path) -> Path:
 
 
 def replay(driver: Path, cpu: str, path: Path) -> None:
-    """Replay a golden file on every instruction set of the CPU."""
+    """Replay a golden file on the CPU's instruction sets; on scalar where there is no other."""
+    isas = CPUS[cpu][1:] or CPUS[cpu]
 
     def run(isa: str) -> list[str]:
         command = [EMULATOR, "-cpu", cpu, driver, "--isa", isa, path]
@@ -64,7 +65,7 @@ def replay(driver: Path, cpu: str, path: Path) -> None:
         return done.stdout.splitlines()
 
     with ThreadPoolExecutor(2) as pool:
-        said = dict(zip(CPUS[cpu], pool.map(run, CPUS[cpu]), strict=True))
+        said = dict(zip(isas, pool.map(run, isas), strict=True))
     for isa, lines in said.items():
         assert lines[0] == f"default: {CPUS[cpu][-1]}"
         assert lines[1].split() == ["available:", *CPUS[cpu]]

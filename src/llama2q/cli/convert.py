@@ -29,11 +29,21 @@ class Grid(StrEnum):
     uniform = "uniform"
 
 
+class ChatTemplate(StrEnum):
+    """Ways to build chat prompts."""
+
+    llama_2 = "llama-2"
+    vicuna = "vicuna"
+    zephyr = "zephyr"
+    chatml = "chatml"
+    none = "none"
+
+
 @app.command()
 def convert(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Meta's download: consolidated.*.pth, params.json."),
+        typer.Argument(metavar="DIR", help="Meta's download, or a Hugging Face folder of a Llama."),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .l2q file to write.")
@@ -45,18 +55,24 @@ def convert(
     grid: Annotated[Grid, typer.Option(help="Values that an int4 code can take.")] = (
         Grid.nonuniform
     ),
+    chat_template: Annotated[
+        ChatTemplate | None,
+        typer.Option(help="The template it was trained with; by default as its files or name say."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted conversion.")
     ] = True,
     no_checksums: Annotated[
         bool,
-        typer.Option("--no-checksums", help="Do not compare files with the MD5 in checklist.chk."),
+        typer.Option(
+            "--no-checksums", help="Do not compare files with the hashes listed for them."
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
-    """Convert a Llama 2 checkpoint in Meta's form to one .l2q file."""
+    """Convert a Llama 2 checkpoint, Meta's form or Hugging Face's, to one .l2q file."""
     set_up(verbose)
     with exit_codes():
         import llama2q
@@ -68,6 +84,7 @@ def convert(
                 quant=quant.value,
                 group_size=group_size,
                 grid=grid.value,
+                chat_template=None if chat_template is None else chat_template.value,
                 overwrite=force,
                 resume=resume,
                 verify_checksums=not no_checksums,
@@ -84,8 +101,12 @@ def convert(
         note(
             f"{gigabytes(report.input_bytes)} -> {gigabytes(report.output_bytes)}, "
             f"{report.bits_per_weight:.2f} bits a weight, {report.seconds:.1f} s"
-            + (f"; {report.n_checksums} MD5 sums right" if report.n_checksums else "")
+            + (f"; {report.n_checksums} checksums right" if report.n_checksums else "")
         )
+        for text in report.notes:
+            note(text)
+        if report.notes:
+            note(f"chat template: {report.template}")
         if report.terms is not None:
             note(report.terms)
 

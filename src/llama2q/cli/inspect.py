@@ -26,10 +26,7 @@ def describe(file: L2qFile, *, tensors: bool = False, licences: bool = False) ->
     matrices = [file.matrix(name) for name in recipe.tensors]
     n_weights = sum(matrix.n_weights for matrix in matrices)
     matrix_bytes = sum(tensor.nbytes for matrix in matrices for tensor in matrix.tensors())
-    types = Counter(
-        "/".join(str(part) for part in (t.type, t.group_size, t.grid) if part is not None)
-        for t in recipe.tensors.values()
-    )
+    types = Counter(map(str, recipe.tensors.values()))
     description: dict[str, Any] = {
         "path": str(file.path),
         "bytes": file.file_bytes,

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from llama2q.cli.bench import bench
+from llama2q.cli.compare import compare
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
 from llama2q.cli.doctor import doctor
 from llama2q.cli.generate import generate
 from llama2q.cli.inspect import describe, print_description, print_licences
-from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Protocol, TextFile, Threads
 from llama2q.cli.plan import plan
 from llama2q.cli.score import score
 from llama2q.cli.verify import verify
@@ -25,13 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Protocol(StrEnum):
-    """Protocols of perplexity."""
-
-    llama_cpp = "llama.cpp"
-    gptq = "gptq"
 
 
 def _version(show: bool) -> None:
@@ -80,7 +72,7 @@ def inspect(
 @app.command()
 def perplexity(
     file: ModelFile,
-    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file, UTF-8.")],
+    text: TextFile,
     protocol: Annotated[
         Protocol,
         typer.Option(
@@ -114,7 +106,7 @@ def perplexity(
         )
 
 
-for command in (generate, score, plan, bench, verify, doctor):
+for command in (generate, score, compare, plan, bench, verify, doctor):
     app.command()(command)
 
 

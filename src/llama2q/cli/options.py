@@ -18,7 +18,15 @@ class KvChoice(StrEnum):
     int8 = "int8"
 
 
+class Protocol(StrEnum):
+    """Protocols of perplexity."""
+
+    llama_cpp = "llama.cpp"
+    gptq = "gptq"
+
+
 ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A .l2q model file.")]
+TextFile = Annotated[Path, typer.Argument(metavar="TEXT", help="A text file, UTF-8.")]
 Context = Annotated[
     int | None, typer.Option("--ctx", help="Context in tokens; the model's own if not given.")
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container
-from contextlib import ExitStack
+from collections.abc import Container, Iterator, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from llama2q.config import ModelConfig
 from llama2q.converter.checkpoint_folder import find_checkpoint, read_licences
 from llama2q.converter.foreign import describe_foreign
+from llama2q.converter.hub_cache import model_name
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES, WeightFile
 from llama2q.converter.meta_tensors import (
     DROPPED,
     shard_shape,
@@ -26,7 +28,7 @@ from llama2q.converter.meta_tensors import (
     tensor_shapes,
 )
 from llama2q.converter.params import derive_config, read_params
-from llama2q.converter.pth import NUMPY_DTYPES, ShardFile
+from llama2q.converter.pth import ShardFile
 from llama2q.errors import (
     InvalidArgumentError,
     Llama2qError,
@@ -38,7 +40,7 @@ from llama2q.tokenizer import Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 26
 MAX_NAME_LENGTH = 200
-_MAY_BE_TIED = {"tok_embeddings.weight", "output.weight"}
+_MAY_BE_TIED = frozenset({"tok_embeddings.weight", "output.weight"})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -96,26 +98,19 @@ class MetaCheckpoint:
         TokenizerError
             tokenizer.model is absent, unreadable, or has another number of pieces than the model.
         """
-        try:
+        with named_os_errors(folder):
             return cls._open(folder)
-        except Llama2qError:
-            raise
-        except OSError as error:
-            name = Path(error.filename or folder).name
-            raise UnreadableFileError(
-                f"{name} cannot be read: {error.strerror or error} ({error.filename or folder})"
-            ) from error
 
     @classmethod
     def _open(cls, folder: str | Path) -> Self:
         found = find_checkpoint(folder)
         params = read_params(found.params)
-        tokenizer_bytes = _read_tokenizer(found.tokenizer)
+        tokenizer_bytes = read_tokenizer(found.tokenizer)
         with ExitStack() as stack:
             files = tuple(stack.enter_context(ShardFile(path)) for path in found.shards)
             for file in files:
-                _check_names(file)
-                _check_overlaps(file)
+                check_names(file)
+                check_overlaps(file)
             _check_places(files)
             first = {name: tensor.shape for name, tensor in files[0].tensors.items()}
             config = derive_config(params, first, len(files))
@@ -140,6 +135,21 @@ class MetaCheckpoint:
             )
             stack.pop_all()
         return checkpoint
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return model_name(self.folder)
+
+    @property
+    def sources(self) -> list[Path]:
+        """Every file that is read."""
+        return [*self.shards, self.params_path, self.tokenizer_path]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the reading."""
+        return ()
 
     @property
     def n_shards(self) -> int:
@@ -229,7 +239,22 @@ class MetaCheckpoint:
             raise InvalidArgumentError(f"the checkpoint has no tensor {name!r}") from None
 
 
-def _check_names(file: ShardFile) -> None:
+@contextmanager
+def named_os_errors(folder: str | Path) -> Iterator[None]:
+    """Turn what the system refuses into an UnreadableFileError."""
+    try:
+        yield
+    except Llama2qError:
+        raise
+    except OSError as error:
+        name = Path(error.filename or folder).name
+        raise UnreadableFileError(
+            f"{name} cannot be read: {error.strerror or error} ({error.filename or folder})"
+        ) from error
+
+
+def check_names(file: WeightFile) -> None:
+    """Raise TensorSetError for a tensor's name that no checkpoint has."""
     for name in file.tensors:
         if not (name.isascii() and name.isprintable() and len(name) <= MAX_NAME_LENGTH):
             raise TensorSetError(
@@ -238,11 +263,11 @@ def _check_names(file: ShardFile) -> None:
             )
 
 
-def _check_overlaps(file: ShardFile) -> None:
+def check_overlaps(file: WeightFile, may_be_tied: Set[str] = _MAY_BE_TIED) -> None:
     """Raise if tensors overlap, but for an output matrix that is the embedding table itself."""
     places = sorted((t.offset, t.offset + t.nbytes, name) for name, t in file.tensors.items())
     for (begin, end, name), (other_begin, other_end, other) in pairwise(places):
-        tied = {name, other} == _MAY_BE_TIED and (begin, end) == (other_begin, other_end)
+        tied = {name, other} == may_be_tied and (begin, end) == (other_begin, other_end)
         if other_begin < end and not tied:
             raise TensorSetError(
                 f"{file.path.name}: {' and '.join(sorted((name, other)))} share elements of one "
@@ -266,7 +291,7 @@ def _check_tensor_sets(files: tuple[ShardFile, ...], shapes: dict[str, tuple[int
         extra = sorted(set(file.tensors) - set(shapes) - DROPPED)
         if missing or extra:
             faults = [
-                f"{label} {len(names)} ({_some(names)})"
+                f"{label} {len(names)} ({some(names)})"
                 for label, names in (("missing", missing), ("unexpected", extra))
                 if names
             ]
@@ -298,7 +323,7 @@ def _common_dtype(files: tuple[ShardFile, ...]) -> str:
             if name not in DROPPED:
                 names[tensor.dtype].append(f"{name} in {file.path.name}")
     if len(names) > 1:
-        found = "; ".join(f"{dtype}: {_some(names[dtype])}" for dtype in sorted(names))
+        found = "; ".join(f"{dtype}: {some(names[dtype])}" for dtype in sorted(names))
         raise TensorSetError(f"the tensors have different dtypes, expected one ({found})")
     return next(iter(names))
 
@@ -315,10 +340,11 @@ def _check_replicated(files: tuple[ShardFile, ...], shapes: dict[str, tuple[int,
                 )
 
 
-def _read_tokenizer(path: Path) -> bytes:
+def read_tokenizer(path: Path, *, hub: bool = False) -> bytes:
+    """Read a SentencePiece model; `hub`: it comes from Hugging Face's hub (for messages)."""
     with path.open("rb") as file:
         data = file.read(MAX_TOKENIZER_BYTES + 1)
-    foreign = describe_foreign(path.name, data[:512])
+    foreign = describe_foreign(path.name, data[:512], hub=hub)
     if foreign is not None:
         raise TokenizerError(foreign)
     if not 0 < len(data) <= MAX_TOKENIZER_BYTES:
@@ -340,5 +366,6 @@ def _check_tokenizer(path: Path, data: bytes, vocab_size: int) -> None:
     tokenizer.check_pieces()
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """Write the first three names."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

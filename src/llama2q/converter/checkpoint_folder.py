@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama2q.converter.hub_cache import model_name
 from llama2q.errors import (
     CheckpointNotFoundError,
     MissingShardError,
@@ -30,8 +31,8 @@ class CheckpointFolder:
 
     @property
     def template(self) -> str:
-        """Chat template: "llama2-chat" if the folder's own name contains "chat", else "base"."""
-        return "llama2-chat" if "chat" in self.path.name.lower() else "base"
+        """Chat template: "llama2-chat" if the model's name contains "chat", else "base"."""
+        return "llama2-chat" if "chat" in model_name(self.path).lower() else "base"
 
 
 def find_checkpoint(folder: str | Path) -> CheckpointFolder:
@@ -64,7 +65,7 @@ def find_checkpoint(folder: str | Path) -> CheckpointFolder:
     path = given.resolve()
     numbers = _shard_numbers(path)
     for number in numbers:
-        _require_file(path / f"consolidated.{number:02d}.pth")
+        require_file(path / f"consolidated.{number:02d}.pth")
     if not numbers:
         raise CheckpointNotFoundError(_describe(given, path))
     missing = sorted(set(range(numbers[-1] + 1)) - set(numbers))
@@ -81,7 +82,7 @@ def find_checkpoint(folder: str | Path) -> CheckpointFolder:
         shards=tuple(path / f"consolidated.{number:02d}.pth" for number in numbers),
         params=path / "params.json",
         tokenizer=_find_tokenizer(path),
-        licences=_find_licences(path),
+        licences=find_licences(path),
     )
 
 
@@ -98,13 +99,19 @@ def read_licences(paths: tuple[Path, ...]) -> dict[str, str]:
     return texts
 
 
+def holds_shards(path: Path) -> bool:
+    """Whether a folder is in Meta's form, complete or not."""
+    return bool(_shard_numbers(path))
+
+
 def _shard_numbers(path: Path) -> list[int]:
     return sorted(
         int(match[1]) for child in path.iterdir() if (match := _SHARD.fullmatch(child.name))
     )
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Raise UnreadableFileError unless this is an ordinary file, or a link to one."""
     if path.is_file():
         return
     if path.is_dir():
@@ -126,7 +133,7 @@ def _find_tokenizer(path: Path) -> Path:
     )
 
 
-def _find_licences(path: Path) -> tuple[Path, ...]:
+def find_licences(path: Path) -> tuple[Path, ...]:
     """List licence files beside the shards and one folder up; those beside win by name."""
     found: dict[str, Path] = {}
     for place in (path.parent, path):
@@ -153,15 +160,10 @@ def _ranges(numbers: list[int]) -> str:
 def _describe(given: Path, path: Path) -> str:
     """Say what a folder without shards holds instead, and what to try."""
     models = sorted(
-        child.name for child in path.iterdir() if child.is_dir() and _shard_numbers(child)
+        child.name
+        for child in path.iterdir()
+        if child.is_dir() and (_shard_numbers(child) or (child / "config.json").is_file())
     )
-    if (path / "config.json").is_file():
-        meta = f"; its folder original/ is: llama2q-convert {given / 'original'}"
-        return (
-            f"{given} is a Hugging Face checkpoint (config.json): reading it is not supported yet. "
-            "Meta's own form is (consolidated.00.pth, params.json, tokenizer.model)"
-            + (meta if "original" in models else "")
-        )
     if models:
         shown = [f"{name}/" for name in models[:8]]
         listed = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
@@ -172,5 +174,6 @@ def _describe(given: Path, path: Path) -> str:
     shown_others = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
     return (
         f"{given} holds no consolidated.00.pth (found {shown_others}). Expected Meta's download: "
-        "consolidated.00.pth, params.json, tokenizer.model"
+        "consolidated.00.pth, params.json, tokenizer.model; or a Hugging Face folder: config.json, "
+        "model.safetensors, tokenizer.model"
     )

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from llama2q import memory
 from llama2q.config import ModelConfig
+from llama2q.converter.chat_template import stored_name
 from llama2q.converter.checklist import ListedFile, read_checklists
-from llama2q.converter.checkpoint import MetaCheckpoint
 from llama2q.converter.encode import Quantizers, encode_matrix
+from llama2q.converter.forms import Checkpoint, open_checkpoint
+from llama2q.converter.hub_cache import blob_hashes, check_blobs
 from llama2q.converter.sources import SourceHasher, fingerprint
 from llama2q.converter.terms import terms_of
 from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError
@@ -45,7 +47,7 @@ class ConvertReport:
     config : ModelConfig
     recipe : Recipe
     template : str
-        "base" or "llama2-chat".
+        "base", "llama2-chat", "vicuna", "zephyr" or "chatml".
     input_bytes, output_bytes : int
         Sizes of the source files together, and of the file.
     seconds : float
@@ -55,9 +57,12 @@ class ConvertReport:
     peak_rss_bytes : int
         The process's largest resident size so far, mapped files included.
     n_checksums : int
-        How many files were compared with the MD5 of a checklist.
+        How many files were compared with the MD5 of a checklist, or with the SHA-256 that names
+        them in Hugging Face's cache.
     terms : str or None
         A reminder of Meta's terms where the model is, or may be, Meta's.
+    notes : tuple of str
+        What a user should know about how the checkpoint was read.
     """
 
     path: Path
@@ -72,6 +77,7 @@ class ConvertReport:
     peak_rss_bytes: int
     n_checksums: int
     terms: str | None
+    notes: tuple[str, ...]
 
 
 def convert(
@@ -81,27 +87,32 @@ def convert(
     quant: str = "int4",
     group_size: int = 64,
     grid: str = "nonuniform",
+    chat_template: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
     progress: Progress | None = None,
     n_threads: int | None = None,
 ) -> ConvertReport:
-    """Convert Meta's checkpoint to a `.l2q` file.
+    """Convert a checkpoint to a `.l2q` file.
 
     Parameters
     ----------
     src : str or Path
-        Folder with consolidated.NN.pth and params.json.
+        Folder in Meta's form (consolidated.NN.pth, params.json) or in Hugging Face's (config.json
+        of a Llama model, model*.safetensors or pytorch_model*.bin); also a repository or snapshot
+        in Hugging Face's cache.
     dst : str or Path, optional
-        File to write, or an existing folder; by default `<name of src>-<quant>.l2q` in the current
-        folder, where "none" appears as the checkpoint's dtype.
+        File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
+        current folder, where "none" appears as the checkpoint's dtype.
     quant : {"int4", "int8", "none"}
         "none" keeps the checkpoint's own numbers.
     group_size : {32, 64, 128}
         Columns per scale.
     grid : {"nonuniform", "uniform"}
         Values of the int4 codes.
+    chat_template : {"llama-2", "vicuna", "zephyr", "chatml", "none"}, optional
+        How chat prompts are built; by default as the checkpoint's template text or name says.
     overwrite : bool
         Whether an existing file is replaced.
     resume : bool
@@ -109,7 +120,8 @@ def convert(
     verify_checksums : bool
         Whether files that `checklist.chk` or `tokenizer_checklist.chk` list, beside the checkpoint
         or one folder up, must have the MD5 given there. Tensors of files that no list covers are
-        always checked by the CRC-32 inside the shard.
+        always checked by the CRC-32 inside the shard. A file that Hugging Face's cache names by its
+        SHA-256 must have it.
     progress : callable, optional
         Called as progress(done_bytes, total_bytes, name); the name is that of a tensor or, while
         only checksums are waited for, says how far these are.
@@ -123,7 +135,7 @@ def convert(
     Raises
     ------
     CheckpointError
-        The checkpoint is incomplete, damaged, or holds NaN or infinity.
+        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
     OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
@@ -143,6 +155,7 @@ def convert(
         quant=quant,
         group_size=group_size,
         grid=grid,
+        chat_template=chat_template,
         overwrite=overwrite,
         resume=resume,
         verify_checksums=verify_checksums,
@@ -159,6 +172,7 @@ def convert_with(
     quant: str = "int4",
     group_size: int = 64,
     grid: str = "nonuniform",
+    chat_template: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -167,18 +181,20 @@ def convert_with(
 ) -> ConvertReport:
     """Convert with other quantizers; see `convert`."""
     start = time.perf_counter()
-    with MetaCheckpoint.open(Path(src).expanduser()) as checkpoint:
+    template = None if chat_template is None else stored_name(chat_template)
+    with open_checkpoint(Path(src).expanduser()) as checkpoint:
         recipe = Recipe.for_model(
             checkpoint.config, quant, group_size=group_size, grid=grid, dtype=checkpoint.dtype
         )
         path = _output_path(checkpoint, dst, checkpoint.dtype if quant == "none" else quant)
-        sources = [*checkpoint.shards, checkpoint.params_path, checkpoint.tokenizer_path]
+        sources = checkpoint.sources
         _refuse_source(path, sources)
+        blobs = blob_hashes(sources) if verify_checksums else {}
         listed = read_checklists(checkpoint.folder, sources) if verify_checksums else {}
         metadata = Metadata(
             config=checkpoint.config,
             recipe=recipe,
-            template=checkpoint.template,
+            template=checkpoint.template if template is None else template,
             licences=checkpoint.licences,
             source=tuple(SourceFile(file.name, file.stat().st_size) for file in sources),
         )
@@ -192,7 +208,7 @@ def convert_with(
                 resume=resume,
             ) as writer,
             SourceHasher(sources, listed) as hasher,
-            _CheckedSource(checkpoint, hasher, listed) as source,
+            _CheckedSource(checkpoint, hasher, listed, blobs) as source,
         ):
             _write(writer, source, quantizers, progress, n_threads)
             model_id = writer.finish(source.finish(_waiting(progress, writer.data_bytes)))
@@ -209,8 +225,9 @@ def convert_with(
         seconds=time.perf_counter() - start,
         bits_per_weight=bits_per_weight(metadata.config, recipe),
         peak_rss_bytes=memory.peak_resident_bytes(),
-        n_checksums=len(listed),
+        n_checksums=len(listed) + len(blobs),
         terms=terms_of(metadata),
+        notes=checkpoint.notes,
     )
 
 
@@ -272,15 +289,21 @@ def _waiting(progress: Progress | None, total: int) -> Callable[[str], None] | N
 class _CheckedSource:
     """Reads tensors while other threads check them.
 
-    By the MD5 of whole files where a checklist has it, by the CRC-32 of the tensors elsewhere.
+    By the MD5 of whole files where a checklist has it, by the CRC-32 of the tensors elsewhere; by
+    the SHA-256 of files that are named by it.
     """
 
     def __init__(
-        self, checkpoint: MetaCheckpoint, hasher: SourceHasher, listed: Mapping[Path, ListedFile]
+        self,
+        checkpoint: Checkpoint,
+        hasher: SourceHasher,
+        listed: Mapping[Path, ListedFile],
+        blobs: Mapping[str, str],
     ) -> None:
         self._checkpoint = checkpoint
         self._hasher = hasher
         self._listed = listed
+        self._blobs = blobs
         self._pool = ThreadPoolExecutor(1, "source-crc")
         self._checks: dict[str, Future[None]] = {}
 
@@ -308,7 +331,9 @@ class _CheckedSource:
         """
         for check in self._checks.values():
             check.result()
-        return self._hasher.result(progress)
+        hashes = self._hasher.result(progress)
+        check_blobs(self._blobs, hashes)
+        return hashes
 
     def __enter__(self) -> Self:
         """Return the source itself."""
@@ -324,8 +349,8 @@ class _CheckedSource:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _output_path(checkpoint: MetaCheckpoint, dst: str | os.PathLike[str] | None, kind: str) -> Path:
-    name = f"{checkpoint.folder.name or 'model'}-{kind}.l2q"
+def _output_path(checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, kind: str) -> Path:
+    name = f"{checkpoint.name or 'model'}-{kind}.l2q"
     path = Path(name) if dst is None else Path(dst)
     return path / name if path.is_dir() else path
 

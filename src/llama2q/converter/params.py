@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2q.config import ModelConfig, hidden_dim_of
-from llama2q.converter.foreign import describe_foreign
+from llama2q.converter.json_file import read_json_object
 from llama2q.errors import InvalidArgumentError, MissingShardError, ParamsError, TensorSetError
 
 MAX_PARAMS_BYTES = 1 << 20
@@ -56,22 +55,7 @@ def read_params(path: Path) -> Params:
             f"params.json is missing in {path.parent}; run download.sh again, it lies beside the "
             "weights"
         )
-    with path.open("rb") as file:
-        data = file.read(MAX_PARAMS_BYTES + 1)
-    foreign = describe_foreign(path.name, data[:512])
-    if foreign is not None:
-        raise ParamsError(foreign)
-    if len(data) > MAX_PARAMS_BYTES:
-        raise ParamsError(f"params.json has over {MAX_PARAMS_BYTES} bytes; expected a small file")
-    try:
-        values = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise ParamsError(f"params.json is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ParamsError(f"params.json holds a {type(values).__name__}; expected an object")
-    return _check(values)
+    return _check(read_json_object(path, ParamsError, MAX_PARAMS_BYTES))
 
 
 def derive_config(
@@ -139,17 +123,6 @@ def derive_config(
         )
     except InvalidArgumentError as error:
         raise ParamsError(f"params.json describes no Llama 2 model: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key appears twice")
-    return values
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _check(values: dict[str, Any]) -> Params:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Self
 
 from llama2q.converter.archive import LOCAL_SIGNATURE, Entry, local_data_offset, read_directory
-from llama2q.converter.foreign import describe_foreign
+from llama2q.converter.foreign import HUB_AGAIN, META_AGAIN, describe_foreign
 from llama2q.converter.mapped_file import MappedFile
+from llama2q.converter.mapped_tensor import MappedTensor
 from llama2q.converter.torch_objects import DTYPE_BYTES, StorageRef, TensorRef
 from llama2q.converter.unpickle import MAX_PICKLE_BYTES, unpickle
 from llama2q.errors import (
@@ -25,46 +23,15 @@ from llama2q.errors import (
     TruncatedShardError,
 )
 
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype("<f4"),
-    "f16": np.dtype("<f2"),
-    "bf16": np.dtype("<u2"),
-}
-"""How a dtype appears as a NumPy array; bf16 as its bits."""
-
 _LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """torch's magic number, pickled."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredTensor:
-    """A tensor of a shard; `dtype` is "f32", "f16" or "bf16", `shape` in elements."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class StoredTensor(MappedTensor):
+    """A tensor of a shard, and the archive's entry that holds it."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    """Byte of the file where the tensor starts."""
-    nbytes: int
     entry: Entry
-    """The archive's entry that holds it."""
-    _file: MappedFile = field(repr=False)
-
-    def array(self) -> NDArray[Any]:
-        """View the tensor in the mapped file.
-
-        Returns
-        -------
-        float32, float16 or uint16 (the bits of bf16), of `shape`
-            Read-only; no data is read before it is touched.
-        """
-        dtype = NUMPY_DTYPES[self.dtype]
-        count = self.nbytes // dtype.itemsize
-        return self._file.array(self.offset, count, dtype).reshape(self.shape)
-
-    def release(self) -> None:
-        """Give the tensor's pages back to the kernel; it can still be read again."""
-        self._file.release(self.offset, self.nbytes)
 
 
 class ShardFile:
@@ -85,6 +52,8 @@ class ShardFile:
     ----------
     path : str or Path
         A file in the zip form of `torch.save`.
+    hub : bool
+        Whether it comes from Hugging Face's hub, not from Meta: messages say how to get it again.
 
     Raises
     ------
@@ -100,18 +69,19 @@ class ShardFile:
         Its pickle fails its CRC.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, hub: bool = False) -> None:
         """Open and check."""
         self.path = Path(path)
+        self._again = HUB_AGAIN if hub else META_AGAIN
         if not self.path.is_file():
             raise CheckpointNotFoundError(f"{self.path} is not a file")
         if self.path.stat().st_size == 0:
-            raise TruncatedShardError(
-                f"{self.path.name} is empty; run download.sh again, it resumes"
-            )
+            raise TruncatedShardError(f"{self.path.name} is empty; {self._again}")
         self._file = MappedFile(self.path)
         try:
-            _refuse_other_formats(self.path.name, self._file.read(0, min(512, self._file.size)))
+            _refuse_other_formats(
+                self.path.name, self._file.read(0, min(512, self._file.size)), hub=hub
+            )
             self.entries = MappingProxyType(self._read_entries())
             self.tensors = MappingProxyType(self._read_tensors())
         except BaseException:
@@ -163,7 +133,7 @@ class ShardFile:
                 raise
             raise TruncatedShardError(
                 f"{self.path.name} is truncated ({_sizes(self._file.size, expected)}); "
-                "run download.sh again, it resumes"
+                f"{self._again}"
             ) from error
 
     def _read_tensors(self) -> dict[str, StoredTensor]:
@@ -240,19 +210,19 @@ class ShardFile:
             dense *= size
         itemsize = DTYPE_BYTES[tensor.storage.dtype]
         return StoredTensor(
-            name,
-            tensor.storage.dtype,
-            tensor.shape,
-            entry.offset + tensor.offset * itemsize,
-            count * itemsize,
-            entry,
-            self._file,
+            name=name,
+            dtype=tensor.storage.dtype,
+            shape=tensor.shape,
+            offset=entry.offset + tensor.offset * itemsize,
+            nbytes=count * itemsize,
+            file=self._file,
+            entry=entry,
         )
 
 
-def _refuse_other_formats(name: str, head: bytes) -> None:
+def _refuse_other_formats(name: str, head: bytes, *, hub: bool) -> None:
     """Raise for content that is no zip archive, given the first bytes (up to 512) of a file."""
-    foreign = describe_foreign(name, head)
+    foreign = describe_foreign(name, head, hub=hub)
     if foreign is not None:
         raise ShardFormatError(foreign)
     if head.startswith(LOCAL_SIGNATURE):

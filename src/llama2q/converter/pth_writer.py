@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.converter.crc32 import crc32_of_zeros
-from llama2q.converter.pth import NUMPY_DTYPES
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES
 from llama2q.errors import InvalidArgumentError
 from llama2q.files import replace
 

@@ -19,7 +19,7 @@ from llama2q.format.recipe import Recipe
 
 FORMAT = "l2q"
 FORMAT_VERSION = "1"
-TEMPLATES = ("base", "llama2-chat")
+TEMPLATES = ("base", "llama2-chat", "vicuna", "zephyr", "chatml")
 ATTRIBUTION = (
     "Llama 2 is licensed under the LLAMA 2 Community License, "
     "Copyright (c) Meta Platforms, Inc. All Rights Reserved."
@@ -72,8 +72,8 @@ class Metadata:
     ----------
     config : ModelConfig
     recipe : Recipe
-    template : {"base", "llama2-chat"}
-        How chat prompts are built.
+    template : {"base", "llama2-chat", "vicuna", "zephyr", "chatml"}
+        How chat prompts are built; "base" has none.
     licences : mapping of str to str
         Licence texts found beside the checkpoint, by file name.
     source : tuple of SourceFile

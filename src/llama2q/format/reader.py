@@ -132,7 +132,7 @@ class L2qFile:
 
     @property
     def template(self) -> str:
-        """Name of the chat template: "base" or "llama2-chat"."""
+        """Name of the chat template, one of `format.metadata.TEMPLATES`; "base" has none."""
         return self.metadata.template
 
     @property

@@ -55,6 +55,10 @@ class TensorType:
         """The description of the quant type."""
         return QUANT_TYPES[self.type]
 
+    def __str__(self) -> str:
+        """Name type, group size and grid, as in int4/64/nonuniform."""
+        return "/".join(str(p) for p in (self.type, self.group_size, self.grid) if p is not None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a plain dict, for JSON."""
         return {"type": self.type, "group_size": self.group_size, "grid": self.grid}

@@ -1,0 +1,234 @@
+"""Reads a Linux x86-64 wheel: it must run on the systems and CPUs that its name promises.
+
+A wheel must be small, stripped, tagged for glibc 2.28 or older and need no newer symbol of it
+(auditwheel passes over a symbol without a version: one that the tagged glibc does not have); its
+extension shows other libraries its init function alone. A wheel that still has its symbol table is
+disassembled: outside the units of instruction sets it holds baseline x86-64 alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+MAX_BYTES = 5_000_000
+NEWEST_GLIBC = (2, 28)
+SYSTEM_LIBRARIES = {
+    *("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1"),
+    "ld-linux-x86-64.so.2",
+}
+REQUIRED = ("llama2q/py.typed", "llama2q/_core.pyi", "llama2q/FORMAT.md")
+ISA_UNITS = {"avx2.cpp", "avxvnni.cpp", "avx512vnni.cpp"}
+"""Source files that may hold more than baseline instructions."""
+SOURCES = {
+    *("csrc", "src", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO"),
+    *(".clang-format", ".gitignore"),
+}
+"""What lies at the top of an sdist."""
+
+_NEWER = re.compile(
+    # VEX and EVEX; then SSE3, SSSE3, SSE4, POPCNT, LZCNT, BMI, MOVBE, ADX, AES, SHA. Not tzcnt:
+    # compilers write it where the older bsf, which it is to older CPUs, does as well.
+    r"v(?!er[rw]$)\w+|k(?:mov|or|and|xor|not|add|shift|unpck|test)\w+"
+    r"|addsubp[sd]|hsubp[sd]|haddp[sd]|lddqu|mov(?:s[hl]|d)dup|fisttp\w*"
+    r"|pshufb|ph(?:add|sub)\w+|pmaddubsw|pmulhrsw|psign[bwd]|pabs[bwd]|palignr"
+    r"|p?blend\w+|dpp[sd]|extractps|insertps|mpsadbw|packusdw|pcmp(?:eqq|gtq|[ei]str[im])"
+    r"|pextr[bdq]|phminposuw|pinsr[bdq]|pmax(?:sb|sd|ud|uw)|pmin(?:sb|sd|ud|uw)"
+    r"|pmov[sz]x\w+|pmul(?:dq|ld)|ptest|round[ps][sd]|movntdqa|crc32\w*"
+    r"|popcnt\w*|lzcnt\w*|andn|bextr|bls(?:i|msk|r)|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx"
+    r"|movbe\w*|ad[co]x|aes\w+|pclmul\w*|sha(?:1|256)\w+|gf2p8\w+|xsave\w*|xrstor\w*"
+)
+_INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t(?:(?:rep|repz|repnz|lock|data16|bnd|cs) )*(\w+)")
+_SYMBOL = re.compile(
+    r"^ *\d+: +([0-9a-f]+) +(\d+|0x[0-9a-f]+) +(\w+) +(\w+) +\w+ +(\w+)(?: +(\S+))?"
+)
+_VERSION = re.compile(r"GLIBC_(\d+)\.(\d+)")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wheel", type=Path)
+    return report(parser.parse_args().wheel, faults_of)
+
+
+def report(wheel: Path, check: Callable[[Path], list[str]]) -> int:
+    """Print what a check finds wrong with a wheel or sdist; return an exit code."""
+    faults = check(wheel)
+    for fault in faults:
+        print(f"{wheel.name}: {fault}", file=sys.stderr)
+    what = " ".join(check.__name__.removesuffix("_of").split("_"))
+    print(f"{wheel.name}: {wheel.stat().st_size} bytes, {what}: {len(faults)}")
+    return 1 if faults else 0
+
+
+def faults_of(wheel: Path) -> list[str]:
+    """Return what is wrong with a finished wheel, a sentence each."""
+    faults = tag_faults(wheel.name)
+    if wheel.stat().st_size > MAX_BYTES:
+        faults.append(f"{wheel.stat().st_size} bytes; at most {MAX_BYTES} were expected")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    faults += [f"{name} is missing" for name in REQUIRED if name not in names]
+    if not any(name.endswith("/LICENSE") for name in names):
+        faults.append("the licence is missing")
+    libraries = [name for name in names if ".so" in Path(name).suffixes]
+    if len(libraries) != 1:
+        return [*faults, f"shared libraries {libraries}; expected the extension alone"]
+    with tempfile.TemporaryDirectory() as folder:
+        extension = _extracted(wheel, Path(folder))
+        sections = _readelf("--section-headers", extension)
+        faults += [
+            f"not stripped: it has a section {name}"
+            for name in (".symtab", ".debug_info")
+            if re.search(rf"\s{re.escape(name)}\s", sections)
+        ]
+        faults += library_faults(_readelf("--dynamic", extension))
+        faults += symbol_faults(_readelf("--dyn-syms", extension))
+    return faults
+
+
+def sdist_faults(sdist: Path) -> list[str]:
+    """Return what is wrong with the files of an sdist, a sentence each."""
+    with tarfile.open(sdist) as archive:
+        names = [member.name for member in archive if member.isfile()]
+    found = {name.split("/")[1] for name in names}
+    compiled = [name for name in names if Path(name).suffix in (".o", ".so", ".pyc")]
+    return [
+        *(f"holds {name}, which is no source" for name in [*sorted(found - SOURCES), *compiled]),
+        *(f"{name} is missing" for name in sorted(SOURCES - found) if not name.startswith(".")),
+    ]
+
+
+def tag_faults(name: str) -> list[str]:
+    """Return what is wrong with the platform in a wheel's name."""
+    platforms = name.removesuffix(".whl").split("-")[-1].split(".")
+    faults = []
+    for platform in platforms:
+        found = re.fullmatch(r"manylinux_(\d+)_(\d+)_x86_64", platform)
+        if platform == "manylinux2014_x86_64":
+            continue
+        if found is None or (int(found[1]), int(found[2])) > NEWEST_GLIBC:
+            faults.append(f"tagged {platform}; expected manylinux_2_28_x86_64 or older")
+    return faults
+
+
+def library_faults(dynamic: str) -> list[str]:
+    """Return what is wrong with the libraries in `readelf --dynamic`'s output."""
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
+    faults = [f"needs {name}, which is no system library" for name in needed - SYSTEM_LIBRARIES]
+    if re.search(r"\((?:RPATH|RUNPATH)\)", dynamic):
+        faults.append("has a search path for libraries of its own")
+    return sorted(faults)
+
+
+def symbol_faults(dynamic_symbols: str) -> list[str]:
+    """Return what is wrong with the symbols in `readelf --dyn-syms`'s output."""
+    faults = []
+    for _, _, kind, binding, section, name in _symbols(dynamic_symbols):
+        if not name or kind == "SECTION":
+            continue
+        if section != "UND":
+            if name != "PyInit__core":
+                faults.append(f"other libraries see its symbol {name}")
+        elif (version := _VERSION.search(name)) is not None:
+            if (int(version[1]), int(version[2])) > NEWEST_GLIBC:
+                faults.append(f"needs {name}; glibc 2.28 or older was expected")
+        elif binding != "WEAK" and not name.startswith(("Py", "_Py")):
+            faults.append(f"needs {name}, which the glibc it was linked for does not have")
+    return faults
+
+
+def instruction_faults(wheel: Path) -> list[str]:
+    """Return the functions beyond baseline x86-64 outside the ISA units; needs its symbols."""
+    with tempfile.TemporaryDirectory() as folder:
+        extension = _extracted(wheel, Path(folder))
+        symbols = _readelf("--syms", extension)
+        if "'.symtab'" not in symbols:
+            return ["it has no symbol table, by which to tell the units apart"]
+        text = subprocess.run(
+            ["objdump", "--disassemble", "--no-show-raw-insn", str(extension)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    return misplaced_instructions(symbols, text)
+
+
+def misplaced_instructions(symbols: str, disassembly: str) -> list[str]:
+    """Find newer instructions outside the ISA units, or units without any.
+
+    Parameters
+    ----------
+    symbols : str
+        What `readelf --syms --wide` says: local functions follow the name of their source file.
+    disassembly : str
+        What `objdump --disassemble --no-show-raw-insn` says.
+
+    Returns
+    -------
+    list of str
+        A sentence per function at fault, and per unit in which no newer instruction was found.
+    """
+    functions: list[tuple[int, int, str, str]] = []
+    unit = ""
+    for address, size, kind, binding, _, name in _symbols(symbols):
+        if kind == "FILE":
+            unit = name
+        elif kind == "FUNC" and size:
+            functions.append((address, size, name, unit if binding == "LOCAL" else ""))
+    functions.sort()
+    starts = [address for address, *_ in functions]
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for line in disassembly.splitlines():
+        instruction = _INSTRUCTION.match(line)
+        if instruction is None or _NEWER.fullmatch(instruction[2]) is None:
+            continue
+        address = int(instruction[1], 16)
+        at = bisect_right(starts, address) - 1
+        known = at >= 0 and address < starts[at] + functions[at][1]
+        name, source = functions[at][2:] if known else (f"the code at {address:#x}", "")
+        if source in ISA_UNITS:
+            seen.add(source)
+        else:
+            found.setdefault(name, instruction[2])
+    return [
+        *(f"{name} holds {newer}, beyond baseline x86-64" for name, newer in found.items()),
+        *(f"no instruction of {unit} was found" for unit in sorted(ISA_UNITS - seen)),
+    ]
+
+
+def _symbols(table: str) -> Iterator[tuple[int, int, str, str, str, str]]:
+    """Yield address, size, type, binding, section and name of readelf's lines."""
+    for line in table.splitlines():
+        if (found := _SYMBOL.match(line)) is not None:
+            address, size, kind, binding, section, name = found.groups()
+            yield int(address, 16), int(size, 0), kind, binding, section, name or ""
+
+
+def _extracted(wheel: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (
+            name
+            for name in archive.namelist()
+            if name.startswith("llama2q/_core.") and name.endswith(".so")
+        )
+        return Path(archive.extract(name, folder))
+
+
+def _readelf(what: str, path: Path) -> str:
+    return subprocess.run(
+        ["readelf", "--wide", what, str(path)], check=True, capture_output=True, text=True
+    ).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""Measures what each way of quantizing costs on a checkpoint: bits against KL divergence.
+
+Converts the checkpoint without quantization and with every recipe there is, one after the other,
+and compares each with the former over a text (`llama2q.compare`). Prints a table; writes JSON and a
+plot. The converted files are temporary and removed; the disk must hold the unquantized one, one
+other and the logits of the tokens scored.
+
+    python3 tools/quality.py ~/llama/llama-2-7b --text wiki.test.raw
+    python3 tools/quality.py ~/llama/llama-2-7b --text prose.txt --only "int4 64" --tokens 5000
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import llama2q
+from llama2q import Comparison, Llama2qError
+from llama2q.compare import Reference
+from llama2q.converter.checkpoint import MetaCheckpoint
+from llama2q.errors import DiskSpaceError, InvalidArgumentError
+from llama2q.format.layout import place, tensor_specs
+from llama2q.format.recipe import Recipe
+from llama2q.stored_logits import temp_folder
+from machine import describe_machine
+from quality_report import QualityReport, QualityRow
+from wikitext import as_prose
+
+Kv = Literal["f32", "f16", "int8"]
+
+_SAY_EVERY_SECONDS = 60.0
+_HEADER_BYTES = 1 << 20
+"""Room for a file's header and the folder around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to convert, and how to run what comes out.
+
+    Attributes
+    ----------
+    name : str
+        What the table calls it.
+    options : mapping
+        Keywords of `llama2q.convert`.
+    series : str
+        Points of one series are joined in the plot; "" leaves it out.
+    kv_dtypes : tuple
+        Types of the KV cache, a row for each; None is the reference's own.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    series: str = ""
+    kv_dtypes: tuple[Kv | None, ...] = (None,)
+
+
+REFERENCE: Mapping[str, Any] = {"quant": "none"}
+GROUPS = (32, 64, 128)
+VARIANTS: tuple[Variant, ...] = (
+    Variant("none", REFERENCE, kv_dtypes=("f16", "int8")),
+    *(Variant(f"int8 {n}", {"quant": "int8", "group_size": n}, "int8") for n in GROUPS),
+    *(
+        Variant(
+            f"int4 {n} {grid}",
+            {"quant": "int4", "group_size": n, "grid": grid},
+            f"int4 {grid}",
+            (None, "f16", "int8") if (n, grid) == (64, "nonuniform") else (None,),
+        )
+        for grid in ("uniform", "nonuniform")
+        for n in GROUPS
+    ),
+)
+"""What is measured: a new recipe or grid is a line here."""
+
+
+@dataclass(slots=True)
+class Study:
+    """A checkpoint, a text, and what was measured so far."""
+
+    checkpoint: Path
+    text: str
+    folder: Path
+    n_tokens: int
+    protocol: Literal["llama.cpp", "gptq"]
+    n_threads: int | None
+    report: QualityReport
+    say: Callable[[str], None] = field(default=lambda text: None)
+
+    def check_disk(self, variants: Sequence[Variant]) -> None:
+        """Refuse to start without room for the files that exist at one time, and for the logits.
+
+        Raises
+        ------
+        DiskSpaceError
+            Naming what is needed.
+        """
+        with MetaCheckpoint.open(self.checkpoint) as source:
+            config, dtype = source.config, source.dtype
+            tokenizer_bytes = len(source.tokenizer_bytes)
+
+        def file_bytes(options: Mapping[str, Any]) -> int:
+            known = {key: options[key] for key in ("quant", "group_size", "grid") if key in options}
+            recipe = Recipe.for_model(config, **known, dtype=dtype)
+            return place(tensor_specs(config, recipe, tokenizer_bytes))[-1].end + _HEADER_BYTES
+
+        others = [file_bytes(v.options) for v in variants if v.options != REFERENCE]
+        window = 512 if self.protocol == "llama.cpp" else 2048
+        n_tokens = min(self.n_tokens + window, len(self.text.encode()))
+        # The logits get half of what is free then, see Reference.
+        logits = 2 * 4 * config.vocab_size * n_tokens
+        needs = {self.folder: file_bytes(REFERENCE) + max(others, default=0)}
+        temp = temp_folder()
+        if temp.stat().st_dev == self.folder.stat().st_dev:
+            needs[self.folder] += logits
+        else:
+            needs[temp] = logits
+        for folder, needed in needs.items():
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                raise DiskSpaceError(
+                    f"{needed / 1e9:.2f} GB are needed in {folder}; {free / 1e9:.2f} GB are free: "
+                    "make room, take --work on another disk (TMPDIR for the logits), or fewer "
+                    "--tokens"
+                )
+
+    def run(self, variants: Sequence[Variant]) -> None:
+        """Measure all variants; what is done stands in the report at any time."""
+        original = self._convert("none", REFERENCE)
+        with Reference(
+            original,
+            self.text,
+            protocol=self.protocol,
+            n_tokens=self.n_tokens,
+            n_threads=self.n_threads,
+            temp_bytes=sys.maxsize,
+        ) as reference:
+            for variant in variants:
+                same = variant.options == REFERENCE
+                path = original if same else self._convert(variant.name, variant.options)
+                for kv_dtype in variant.kv_dtypes:
+                    progress = self._progress(variant.name)
+                    result = reference.compare(path, kv_dtype=kv_dtype, progress=progress)
+                    self.report.rows.append(QualityRow(variant.name, variant.series, result))
+                    self.say(_short(variant.name, result))
+                if not same:
+                    path.unlink()
+
+    def _progress(self, name: str) -> Callable[[int, int], None]:
+        """Say once a minute how far a comparison is."""
+        last = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > _SAY_EVERY_SECONDS:
+                last = time.monotonic()
+                self.say(f"{name}: {done} of {total} windows")
+
+        return show
+
+    def _convert(self, name: str, options: Mapping[str, Any]) -> Path:
+        path = self.folder / f"{name.replace(' ', '-')}.l2q"
+        done = llama2q.convert(
+            self.checkpoint,
+            path,
+            n_threads=self.n_threads,
+            verify_checksums=options == REFERENCE,  # once is enough
+            **options,
+        )
+        self.say(f"{name}: {done.output_bytes / 1e6:.1f} MB converted in {done.seconds:.1f} s")
+        return path
+
+
+def _short(name: str, result: Comparison) -> str:
+    kl = result.kl_mean
+    error = f" +/- {kl.standard_error:.6f}" if kl.standard_error is not None else ""
+    return f"{name}, KV {result.b.kv_dtype}: KL {kl.value:.6f}{error}, {result.seconds:.1f} s"
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = parse_arguments(arguments)
+    variants = [v for v in VARIANTS if not chosen.only or any(o in v.name for o in chosen.only)]
+    try:
+        if not variants:
+            names = ", ".join(v.name for v in VARIANTS)
+            raise InvalidArgumentError(f"--only {chosen.only} leaves nothing of: {names}")
+        text = chosen.text.read_bytes().decode("utf-8", "replace")
+        if chosen.prose:
+            text = as_prose(text)
+        report = QualityReport(
+            machine=describe_machine(),
+            checkpoint=chosen.checkpoint.resolve().name,
+            text=chosen.text.name + (" as prose" if chosen.prose else ""),
+            text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        )
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=chosen.work or temp_folder()) as folder:
+            study = Study(
+                checkpoint=chosen.checkpoint.expanduser(),
+                text=text,
+                folder=Path(folder),
+                n_tokens=chosen.tokens,
+                protocol=chosen.protocol,
+                n_threads=chosen.threads,
+                report=report,
+                say=say,
+            )
+            study.check_disk(variants)
+            try:
+                study.run(variants)
+            except KeyboardInterrupt:
+                say("interrupted: what is missing was not measured")
+        report.seconds = time.monotonic() - started
+    except (Llama2qError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    print(report.table())
+    if chosen.json:
+        chosen.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if chosen.plot:
+        say(report.plot(chosen.plot))
+    if chosen.write:
+        report.write_into(chosen.write)
+    return 0
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="DIR", help="Meta's download")
+    parser.add_argument("--text", type=Path, required=True, help="what to measure on, UTF-8")
+    parser.add_argument(
+        "--prose", action="store_true", help="the text is WikiText's tokenized form: undo that"
+    )
+    parser.add_argument("--tokens", type=int, default=20_000, help="tokens scored (20000)")
+    parser.add_argument("--protocol", choices=["llama.cpp", "gptq"], default="llama.cpp")
+    parser.add_argument(
+        "--only", type=lambda text: text.split(","), help='parts of names: "int8,int4 64"'
+    )
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--work", type=Path, help="folder for the converted files")
+    parser.add_argument("--json", type=Path, help="write all figures")
+    parser.add_argument("--plot", type=Path, help="write a plot (needs matplotlib)")
+    parser.add_argument("--write", type=Path, help="put the table into this Markdown file")
+    chosen = parser.parse_args(arguments)
+    for name in ("tokens", "threads"):
+        value = getattr(chosen, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}; expected at least 1")
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

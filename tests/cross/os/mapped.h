@@ -27,7 +27,7 @@ class Mapped {
   std::byte* data_ = nullptr;
   size_t size_ = 0;
   int descriptor_ = -1;
-  void* handle_ = nullptr;
+  [[maybe_unused]] void* handle_ = nullptr;  // of Windows
 };
 
 }  // namespace llama2q

@@ -83,6 +83,7 @@ def test_scaling_that_is_refused(tmp_path: Path, key: str, settings: Any, named:
         ({"rope_scaling": {"type": 3}}, "expected its type as a text"),
         ({"rope_scaling": {"type": "linear", "rope_type": "yarn"}}, "names two types"),
         ({"rope_parameters": {"rope_theta": 5e5}}, "gives rope_theta twice: 10000 and 500000"),
+        ({"rope_theta": 0}, "rope_theta is 0; expected a number"),
         ({"rope_theta": -1}, "rope_theta is -1; expected a number"),
         ({"rope_theta": "1e4"}, "expected a number"),
         ({"rms_norm_eps": "absent"}, "config.json lacks rms_norm_eps"),

@@ -31,6 +31,16 @@ def test_nothing_to_add(data: bytes) -> None:
     assert with_added_tokens(data, added, N_PIECES, "x") == (data, ())
 
 
+def test_pieces_with_a_space_in_front(data: bytes) -> None:
+    """Code Llama's are pieces of the model, and spelled with or without their space."""
+    tokenizer = Tokenizer(data)
+    token = tokenizer.id_of("\u2581upon")
+    assert token is not None
+    for text in ("\u2581upon", " upon", "upon"):
+        added = {token: AddedToken(text)}
+        assert with_added_tokens(data, added, N_PIECES, "x") == (data, ())
+
+
 def test_control_tokens(data: bytes) -> None:
     """They have ids and no text; text that looks like them stays text."""
     added = {N_PIECES: AddedToken("<|im_start|>"), N_PIECES + 1: AddedToken("<|im_end|>")}

@@ -279,8 +279,8 @@ folder_case("of-photos", "holds no consolidated.00.pth (found a.jpg, b.jpg)",
             lambda bench: made(bench, "b.jpg", "a.jpg"))  # fmt: skip
 folder_case("many-files", "(found 000, 001, 002, 003, 004, ...)",
             lambda bench: made(bench, *(f"{i:03d}" for i in range(500))))  # fmt: skip
-folder_case("hugging-face", "is a Hugging Face checkpoint (config.json)",
-            lambda bench: made(bench, "config.json", "model.safetensors"))  # fmt: skip
+folder_case("hugging-face", "config.json is not valid JSON",
+            lambda bench: made(bench, "config.json", "model.safetensors"), ParamsError)  # fmt: skip
 folder_case("link-loop", "does not exist", loop)
 folder_case("shard-is-a-loop", "consolidated.00.pth is a link to nothing",
             of_one(linked(SHARD, SHARD)), UnreadableFileError)  # fmt: skip

@@ -186,8 +186,9 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:
 
     The settings stand in `rope_theta` and `rope_scaling`, or together in `rope_parameters`.
     """
-    thetas = [_float(values, "rope_theta", 1.0, 1e12)] if values.get("rope_theta") else []
-    notes: list[str] = []
+    thetas, notes = [], []
+    if values.get("rope_theta") is not None:
+        thetas.append(_float(values, "rope_theta", 1.0, 1e12))
     for key in ("rope_scaling", "rope_parameters"):
         settings = values.get(key)
         if settings is None:

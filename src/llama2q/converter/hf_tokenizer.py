@@ -162,11 +162,16 @@ def with_added_tokens(
 
 def _check_known(tokenizer: Tokenizer, added: Mapping[int, AddedToken]) -> None:
     for token, entry in added.items():
-        if token < tokenizer.n_words and tokenizer.piece(token) != entry.text:
+        if token < tokenizer.n_words and _plain(tokenizer.piece(token)) != _plain(entry.text):
             raise TokenizerError(
                 f"the added token {shown(entry.text)} has the id {token}, which is "
                 f"{shown(tokenizer.piece(token))} in tokenizer.model; they are not of one model"
             )
+
+
+def _plain(text: str) -> str:
+    """Leave out spaces at the ends, which the two kinds of files spell in different ways."""
+    return text.replace("\u2581", " ").strip()
 
 
 def _piece(entry: AddedToken, token: int) -> bytes:

@@ -37,7 +37,7 @@ def snapshot_in(folder: Path) -> Path:
         It has no snapshot, or several and none that `refs/main` names.
     """
     snapshots = folder / "snapshots"
-    if not (folder.resolve().name.startswith(_REPOSITORY) and snapshots.is_dir()):
+    if not snapshots.is_dir() or not folder.resolve().name.startswith(_REPOSITORY):
         return folder
     found = sorted(child.name for child in snapshots.iterdir() if child.is_dir())
     main = folder / "refs" / "main"

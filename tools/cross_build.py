@@ -25,8 +25,18 @@ BUILD = ROOT / "build" / "cross"
 PROGRAMS = {"golden": "tests/golden/cpp/golden", "os_services": "tests/cross/os/os_services"}
 """Name -> place in a build."""
 _PYCONFIG = ROOT / "tests" / "cross" / "windows_python" / "pyconfig.h"
-_NO_BUNDLE = 'for a; do shift; [ "$a" = -bundle ] && a=-dynamiclib; set -- "$@" "$a"; done'
-"""zig 0.17's linker crashes on a bundle, and links the same objects as a dynamic library."""
+_TRANSLATED = """\
+for a; do
+  shift
+  case "$a" in
+    -bundle) a=-dynamiclib ;;
+    -ldl) continue ;;
+    -march=armv8.2-a*) a="-mcpu=generic+v8_2a${a#-march=armv8.2-a}" ;;
+  esac
+  set -- "$@" "$a"
+done"""
+"""zig 0.17's linker crashes on a bundle, and links the same objects as a dynamic library; its
+names of extensions are those of -mcpu. CMake takes a library of the running Python along."""
 _DECLARED = re.compile(r"PyAPI_(FUNC|DATA)\([^)]*\)\s*(\w+)")
 
 
@@ -100,8 +110,8 @@ def _write_programs(target: Target, folder: Path) -> dict[str, Path]:
     ):
         path = programs[name] = folder / name
         lines = ["#!/bin/sh", f'exec "{own_venv.PYTHON}" -m ziglang {command} "$@"', ""]
-        if name == "c++" and target.system == "Darwin":
-            lines.insert(1, _NO_BUNDLE)
+        if name == "c++":
+            lines.insert(1, _TRANSLATED)
         path.write_text("\n".join(lines), encoding="utf-8")
         path.chmod(0o755)
     return programs
@@ -120,7 +130,7 @@ def _windows_python(dlltool: Path, folder: Path) -> list[str]:
     }
     lines = [f"  {what}{' DATA' if kind == 'DATA' else ''}" for what, kind in sorted(declared)]
     name = f"python{sys.version_info.major}{sys.version_info.minor}"
-    dll, definition, library = f"{name}.dll", folder / f"{name}.def", folder / f"lib{name}.a"
+    dll, definition, library = f"{name}.dll", folder / f"{name}.def", folder / f"lib{name}.dll.a"
     definition.write_text("\n".join([f"LIBRARY {dll}", "EXPORTS", *lines, ""]), encoding="utf-8")
     arguments = ("-m", "i386:x86-64", "-D", dll, "-d", definition, "-l", library)
     if native_build.run([dlltool, *arguments]):

@@ -17,15 +17,17 @@ class Mapped {
   const std::byte* data() const { return data_; }
   // A descriptor for FilePages; -1 where it needs none.
   int descriptor() const { return descriptor_; }
-  // Tries to give another file this one's name while it is mapped; says what the system did.
+  // Tries to give another file this one's name while it is mapped; says what the system did, and
+  // what llama2q/files.py counts on.
   std::string replace_with_other() const;
+  static const char* expected_replacement();
 
  private:
   std::string path_;
   std::byte* data_ = nullptr;
   size_t size_ = 0;
   int descriptor_ = -1;
-  void* handle_ = nullptr;
+  [[maybe_unused]] void* handle_ = nullptr;  // of Windows
 };
 
 }  // namespace llama2q

@@ -73,7 +73,9 @@ void check_file(const std::string& folder) {
     }
   }
   std::printf("file: loaded, dropped, read ahead; every byte right\n");
-  std::printf("replacing a mapped file: %s\n", file.replace_with_other().c_str());
+  const std::string said = file.replace_with_other();
+  std::printf("replacing a mapped file: %s\n", said.c_str());
+  expect(said == Mapped::expected_replacement(), "that is not what is expected");
 }
 
 // Many short jobs, with pauses in which the workers park, and more threads than processors.

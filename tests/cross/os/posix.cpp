@@ -46,6 +46,8 @@ Mapped::~Mapped() {
   ::unlink(path_.c_str());
 }
 
+const char* Mapped::expected_replacement() { return "done"; }
+
 std::string Mapped::replace_with_other() const {
   const std::string other = path_ + ".part";
   std::ofstream(other, std::ios::binary) << "other";

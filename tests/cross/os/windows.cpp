@@ -36,6 +36,11 @@ Mapped::~Mapped() {
   ::DeleteFileA(path_.c_str());
 }
 
+const char* Mapped::expected_replacement() {
+  return "refused with 5; renaming it to itself: refused with 32; renaming a free one to itself: "
+         "done";
+}
+
 std::string Mapped::replace_with_other() const {
   const std::string other = path_ + ".part";
   std::ofstream(other, std::ios::binary) << "other";

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import llama2q
 from llama2q.config import ModelConfig
 from llama2q.errors import InvalidArgumentError
 from llama2q.format import Recipe, TensorType
@@ -16,7 +17,7 @@ from llama2q.format.rope import inv_freq
 from llama2q.quant import grid_values, int4
 from numpy_quantizers import SMALL
 
-FORMAT_MD = Path(__file__).resolve().parents[2] / "src" / "llama2q" / "FORMAT.md"
+FORMAT_MD = Path(llama2q.__file__).with_name("FORMAT.md")
 
 
 def test_list_of_tensors() -> None:

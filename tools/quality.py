@@ -26,7 +26,7 @@ from typing import Any, Literal
 import llama2q
 from llama2q import Comparison, Llama2qError
 from llama2q.compare import Reference
-from llama2q.converter.checkpoint import MetaCheckpoint
+from llama2q.converter.forms import open_checkpoint
 from llama2q.errors import DiskSpaceError, InvalidArgumentError
 from llama2q.format.layout import place, tensor_specs
 from llama2q.format.recipe import Recipe
@@ -104,7 +104,7 @@ class Study:
         DiskSpaceError
             Naming what is needed.
         """
-        with MetaCheckpoint.open(self.checkpoint) as source:
+        with open_checkpoint(self.checkpoint) as source:
             config, dtype = source.config, source.dtype
             tokenizer_bytes = len(source.tokenizer_bytes)
 
@@ -241,7 +241,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, metavar="DIR", help="Meta's download")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="DIR", help="a checkpoint, as llama2q-convert takes it"
+    )
     parser.add_argument("--text", type=Path, required=True, help="what to measure on, UTF-8")
     parser.add_argument(
         "--prose", action="store_true", help="the text is WikiText's tokenized form: undo that"

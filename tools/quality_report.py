@@ -122,7 +122,7 @@ class QualityReport:
         axes.grid(True, which="both", alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        figure.savefig(path)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         pyplot.close(figure)
         return f"plot: {path}"
 

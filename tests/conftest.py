@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from fake_model import FakeLlama, FakeModel, LogitsOf
+    from llama2q import Llama
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -57,3 +62,37 @@ def convert_mini(mini_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
         return done[key]
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def mini_file(convert_mini: ConvertMini) -> Path:
+    """The demo model in int4."""
+    return convert_mini()
+
+
+@pytest.fixture
+def fake_llama(mini_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLlama]:
+    """Make a Llama whose model is a FakeModel; afterwards, check that no block is still held."""
+    from fake_model import FakeModel, by_hash
+    from llama2q import Llama
+    from llama2q.engine import Engine
+
+    made: list[Llama] = []
+
+    def make(logits_of: LogitsOf | None = None, **options: Any) -> tuple[Llama, FakeModel]:
+        models: list[FakeModel] = []
+
+        def build(file: Any, *, n_blocks: int, **rest: Any) -> FakeModel:
+            logits = logits_of or by_hash(file.config.vocab_size)
+            models.append(FakeModel(logits, n_blocks))
+            return models[0]
+
+        monkeypatch.setattr("llama2q.engine.build_model", build)
+        made.append(Llama(Engine(mini_file, **options)))
+        return made[-1], models[0]
+
+    yield make
+    for llm in made:
+        pool = llm.engine.pool
+        assert pool.n_available == pool.n_free == pool.n_blocks
+        llm.close()

@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 import llama2q
 from llama2q import Comparison, Llama2qError
-from llama2q.compare import Reference
 from llama2q.converter.forms import open_checkpoint
 from llama2q.errors import DiskSpaceError, InvalidArgumentError
+from llama2q.evaluate.compare import Reference
+from llama2q.evaluate.stored_logits import temp_folder
 from llama2q.format.layout import place, tensor_specs
 from llama2q.format.recipe import Recipe
-from llama2q.stored_logits import temp_folder
 from machine import describe_machine
 from quality_report import QualityReport, QualityRow
 from wikitext import as_prose

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2q import Comparison
-from llama2q.divergence import Estimate
+from llama2q.evaluate.divergence import Estimate
 from markdown_table import markdown_table, write_between
 
 

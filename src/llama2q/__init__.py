@@ -9,12 +9,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llama2q import errors
 from llama2q._core import __version__
-from llama2q.compare import compare
-from llama2q.comparison import Comparison
 from llama2q.config import ModelConfig
 from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
@@ -28,14 +27,20 @@ from llama2q.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llama2q.converter.converter import ConvertReport, convert
+    from llama2q.evaluate.compare import compare
+    from llama2q.evaluate.comparison import Comparison
 else:
+    _LATER = {
+        "Comparison": "llama2q.evaluate.comparison",
+        "ConvertReport": "llama2q.converter.converter",
+        "compare": "llama2q.evaluate.compare",
+        "convert": "llama2q.converter.converter",
+    }
 
     def __getattr__(name: str) -> Any:
-        """Import the converter when it is first asked for; who only generates never needs it."""
-        if name in ("ConvertReport", "convert"):
-            from llama2q.converter import converter
-
-            return getattr(converter, name)
+        """Import what converts and compares when it is first asked for; few who generate do."""
+        if name in _LATER:
+            return getattr(import_module(_LATER[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,8 +11,8 @@ from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_
 from llama2q.cli.options import Json, Kv, KvChoice, Protocol, TextFile, Threads
 
 if TYPE_CHECKING:
-    from llama2q.comparison import ComparedModel, Comparison
-    from llama2q.divergence import Estimate
+    from llama2q.evaluate.comparison import ComparedModel, Comparison
+    from llama2q.evaluate.divergence import Estimate
 
 
 def compare(

@@ -87,7 +87,7 @@ def perplexity(
     """Measure how well FILE predicts TEXT."""
     with exit_codes():
         import llama2q
-        from llama2q.perplexity import perplexity as measure
+        from llama2q.evaluate.perplexity import perplexity as measure
 
         content = text.read_bytes().decode("utf-8", "replace")
         with (

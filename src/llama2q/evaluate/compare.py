@@ -10,16 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from llama2q.comparison import ComparedModel, Comparison
-from llama2q.divergence import TokenScores, score_rows
 from llama2q.engine import Engine
 from llama2q.errors import ContextLengthError, InsufficientMemoryError, VocabularyMismatchError
+from llama2q.evaluate.comparison import ComparedModel, Comparison
+from llama2q.evaluate.divergence import TokenScores, score_rows
+from llama2q.evaluate.stored_logits import StoredLogits, temp_folder
+from llama2q.evaluate.windows import Protocol, Window, cut, scored_logits, window_of
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
 from llama2q.plan import KvChoice, check_count, plan_for
-from llama2q.stored_logits import StoredLogits, temp_folder
 from llama2q.tokenizer import Tokenizer
-from llama2q.windows import Protocol, Window, cut, scored_logits, window_of
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -49,7 +49,7 @@ def compare(
     text : str
         Taken as it is, in A's tokens.
     protocol : {"llama.cpp", "gptq"}
-        Windows and scored tokens are those of `llama2q.perplexity.perplexity`.
+        Windows and scored tokens are those of `llama2q.evaluate.perplexity.perplexity`.
     n_ctx : int or None
         Tokens of a window; None takes the protocol's 512 or 2048.
     n_tokens : int or None

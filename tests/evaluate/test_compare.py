@@ -17,7 +17,6 @@ import pytest
 
 import llama2q
 from llama2q import Comparison
-from llama2q.compare import Reference
 from llama2q.errors import (
     ContextLengthError,
     DiskSpaceError,
@@ -27,6 +26,7 @@ from llama2q.errors import (
     TokenizerError,
     VocabularyMismatchError,
 )
+from llama2q.evaluate.compare import Reference
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
 from synthetic_l2q import write_l2q
@@ -81,7 +81,7 @@ def test_against_numpy(
     kl = (p * np.log(p / q)).sum(axis=2)
     p_next, q_next = (np.take_along_axis(x, targets[..., None], 2)[..., 0] for x in (p, q))
 
-    def check(estimate: llama2q.divergence.Estimate, values: np.ndarray) -> None:
+    def check(estimate: llama2q.evaluate.divergence.Estimate, values: np.ndarray) -> None:
         assert estimate.value == pytest.approx(values.mean(), rel=1e-9, abs=1e-12)
         error = values.mean(axis=1).std(ddof=1) / math.sqrt(N_WINDOWS)
         assert estimate.standard_error == pytest.approx(error, rel=1e-9, abs=1e-12)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llama2q.errors import DiskSpaceError
-from llama2q.stored_logits import StoredLogits, temp_folder
+from llama2q.evaluate.stored_logits import StoredLogits, temp_folder
 
 
 @pytest.fixture(autouse=True)

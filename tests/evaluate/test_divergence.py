@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llama2q.divergence import Estimate, TokenScores, percentiles, score_rows
 from llama2q.errors import NonFiniteError
+from llama2q.evaluate.divergence import Estimate, TokenScores, percentiles, score_rows
 
 # Float64 sums of up to 4096 terms of either sign, each known to some 1e-15 of the largest.
 TOLERANCE: dict[str, Any] = {"rtol": 1e-11, "atol": 1e-13}

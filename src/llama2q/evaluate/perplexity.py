@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q.divergence import log_softmax
 from llama2q.errors import ContextLengthError, InvalidArgumentError
+from llama2q.evaluate.divergence import log_softmax
+from llama2q.evaluate.windows import Protocol, cut, scored_logits, window_of
 from llama2q.generate.llama import Llama
-from llama2q.windows import Protocol, cut, scored_logits, window_of
 
 
 @dataclass(frozen=True, slots=True)

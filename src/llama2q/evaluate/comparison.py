@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from llama2q import _core
-from llama2q.divergence import (
+from llama2q.evaluate.divergence import (
     DELTA_P_PERCENTILES,
     KL_PERCENTILES,
     Estimate,
     TokenScores,
     percentiles,
 )
+from llama2q.evaluate.windows import Protocol
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import OUTER_MATRICES
-from llama2q.windows import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class Comparison:
 
     Notes
     -----
-    Standard errors are over the windows; see `llama2q.divergence.Estimate`.
+    Standard errors are over the windows; see `llama2q.evaluate.divergence.Estimate`.
     """
 
     a: ComparedModel

@@ -9,7 +9,7 @@ import pytest
 
 from fake_model import FakeLlama, by_hash
 from llama2q.errors import ContextLengthError, InvalidArgumentError
-from llama2q.perplexity import negative_log_likelihood, perplexity
+from llama2q.evaluate.perplexity import negative_log_likelihood, perplexity
 
 VOCAB = 4096
 TEXT = "It was the best of times, it was the worst of times. " * 500

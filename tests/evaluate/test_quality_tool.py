@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import quality
-from llama2q.divergence import Estimate
+from llama2q.evaluate.divergence import Estimate
 from wikitext import as_prose
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 200

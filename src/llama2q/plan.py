@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -11,34 +10,13 @@ from llama2q import _core
 from llama2q import memory as system_memory
 from llama2q.config import ModelConfig
 from llama2q.errors import InvalidArgumentError
-from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import BLOCK, blocks_for
+from llama2q.kv_blocks import BLOCK
 from llama2q.memory import format_size, parse_size
+from llama2q.needs import Alternative, Needs, alternatives, choose_kv_dtype, choose_n_sequences
 from llama2q.read_ahead import ReadAhead, read_ahead_for
 
 KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
-
-MAX_SEQUENCES = 8
-"""Most full contexts that loading makes room for by itself."""
-_SHARE_OF_MEMORY = 0.8
-"""How much of the free memory contexts beyond the first may take."""
-_KV_DTYPES: tuple[_core.KvDtype, ...] = ("f32", "f16", "int8")
-
-# What loading and the first step add to a process that has imported llama2q, beside cache and work
-# space: modules imported late, the tokenizer, stacks of threads. Measured (tests/test_plan.py).
-_OVERHEAD_BYTES = 2_250_000
-_OVERHEAD_PER_TOKENIZER_BYTE = 11
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """Other settings that would fit, and what they need in bytes."""
-
-    n_ctx: int
-    kv_dtype: _core.KvDtype
-    n_sequences: int
-    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,15 +226,15 @@ def plan_for(
         )
     if available is None:
         available = system_memory.available_bytes()
-    needs = _Needs.of(file, threads_for(n_threads), isa)
+    needs = Needs.of(file, threads_for(n_threads), isa)
     n_ctx = n_ctx or config.max_seq_len
     kv_dtype = (
-        _choose_kv_dtype(needs, file.recipe.quant, n_ctx, available)
+        choose_kv_dtype(needs, file.recipe.quant, n_ctx, available)
         if kv_choice == "auto"
         else kv_choice
     )
     if n_sequences is None:
-        n_sequences = _choose_n_sequences(needs, n_ctx, kv_dtype, available)
+        n_sequences = choose_n_sequences(needs, n_ctx, kv_dtype, available)
     chosen = Alternative(
         n_ctx=n_ctx,
         kv_dtype=kv_dtype,
@@ -274,7 +252,7 @@ def plan_for(
         work_bytes=needs.work(n_ctx, n_sequences),
         overhead_bytes=needs.overhead,
         available_bytes=available,
-        would_fit=_alternatives(needs, chosen, available),
+        would_fit=alternatives(needs, chosen, available),
         read_ahead=read_ahead_for(file, room),
     )
 
@@ -297,113 +275,6 @@ def check_count(name: str, value: int | None) -> None:
     """Refuse what is neither None nor an integer of at least 1."""
     if value is not None and (type(value) is not int or value < 1):
         raise InvalidArgumentError(f"{name} is {value!r}; expected an integer of at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class _Needs:
-    """Sizes in bytes that settings lead to."""
-
-    config: ModelConfig
-    group_size: int
-    n_threads: int
-    isa: str | None
-    weights: int
-    overhead: int
-
-    @classmethod
-    def of(cls, file: L2qFile, n_threads: int, isa: str | None) -> _Needs:
-        tokenizer_bytes = file.tensors[TOKENIZER].nbytes
-        return cls(
-            file.config,
-            file.recipe.group_size or 0,
-            n_threads,
-            isa,
-            file.file_bytes,
-            _OVERHEAD_BYTES + _OVERHEAD_PER_TOKENIZER_BYTE * tokenizer_bytes,
-        )
-
-    def kv(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
-        return _core.kv_bytes(self.config.to_dict(), kv_dtype, blocks_for(n_ctx) * n_sequences)
-
-    def work(self, n_ctx: int, n_sequences: int) -> int:
-        """Work space of steps that return a row per sequence, and the rows."""
-        buffers = _core.work_bytes(
-            self.config.to_dict(),
-            self.group_size,
-            self.n_threads,
-            n_ctx * n_sequences,
-            n_sequences,
-            self.isa,
-        )
-        return buffers + 4 * n_sequences * self.config.vocab_size
-
-    def anonymous(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
-        cache = self.kv(n_ctx, kv_dtype, n_sequences)
-        return cache + self.work(n_ctx, n_sequences) + self.overhead
-
-    def total(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
-        return self.weights + self.anonymous(n_ctx, kv_dtype, n_sequences)
-
-
-def _choose_kv_dtype(needs: _Needs, quant: str, n_ctx: int, available: int) -> _core.KvDtype:
-    """Apply the rule of `kv_dtype="auto"`.
-
-    f32 for unquantized models, whose baseline it is; else f16 where one context fits beside the
-    weights and work space; else int8.
-    """
-    if quant == "none":
-        return "f32"
-    return "f16" if needs.total(n_ctx, "f16", 1) <= available else "int8"
-
-
-def _choose_n_sequences(needs: _Needs, n_ctx: int, kv_dtype: _core.KvDtype, available: int) -> int:
-    budget = int(available * _SHARE_OF_MEMORY)
-    counts = range(1, MAX_SEQUENCES + 1)
-    fitting = bisect_right(counts, budget, key=lambda n: needs.total(n_ctx, kv_dtype, n))
-    return max(fitting, 1)
-
-
-def _alternatives(needs: _Needs, chosen: Alternative, available: int) -> tuple[Alternative, ...]:
-    """Return settings that fit where the chosen ones do not.
-
-    Fewer contexts, a narrower KV type, a smaller context, or the last two together. Where nothing
-    fits with the weights, those are returned that fit without them, unless the chosen ones do.
-    """
-    if chosen.total_bytes <= available:
-        return ()
-    found = _smaller(needs, chosen, available - needs.weights)
-    anonymous = chosen.total_bytes - needs.weights
-    if found or anonymous <= available:
-        return found
-    return _smaller(needs, chosen, available)
-
-
-def _smaller(needs: _Needs, chosen: Alternative, room: int) -> tuple[Alternative, ...]:
-    """Return smaller settings whose needs but for the weights are within `room`."""
-
-    def option(n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> Alternative | None:
-        if n_ctx < 1 or needs.anonymous(n_ctx, kv_dtype, n_sequences) > room:
-            return None
-        total = needs.total(n_ctx, kv_dtype, n_sequences)
-        return Alternative(
-            n_ctx=n_ctx, kv_dtype=kv_dtype, n_sequences=n_sequences, total_bytes=total
-        )
-
-    def largest_context(kv_dtype: _core.KvDtype) -> int:
-        """Return whole blocks that fit, and fewer tokens than were asked for; 0 if none fits."""
-        sizes = range(BLOCK, chosen.n_ctx, BLOCK)
-        return BLOCK * bisect_right(sizes, room, key=lambda n: needs.anonymous(n, kv_dtype, count))
-
-    count = chosen.n_sequences
-    fewer = [option(chosen.n_ctx, chosen.kv_dtype, n) for n in range(count - 1, 0, -1)]
-    narrower = _KV_DTYPES[_KV_DTYPES.index(chosen.kv_dtype) + 1 :]
-    retyped = [option(chosen.n_ctx, kv_dtype, count) for kv_dtype in narrower]
-    shorter = [option(largest_context(chosen.kv_dtype), chosen.kv_dtype, count)]
-    both = [option(largest_context(kv_dtype), kv_dtype, count) for kv_dtype in narrower]
-    groups = [fewer, retyped, shorter]
-    if not any(retyped):
-        groups.append(both[::-1])
-    return tuple(best for group in groups if (best := next(filter(None, group), None)))
 
 
 def _name(file: L2qFile) -> str:

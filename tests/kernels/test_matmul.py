@@ -120,7 +120,10 @@ def test_random_integers_are_exact(isa: str, kind: str, group_size: int, n: int)
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_each_element_has_its_place(kind: str) -> None:
-    """A matrix of one nonzero element at a time, found by unit vectors of activations."""
+    """A matrix of one nonzero element at a time, found by unit vectors of activations.
+
+    Many at once, which pass over panels, and one alone.
+    """
     grid, group_size = GRID_OF[kind], 32
     rows, cols = 17, 40
     zero = 0 if grid is None else int(grid[8])
@@ -130,8 +133,8 @@ def test_each_element_has_its_place(kind: str) -> None:
         values = np.full((rows, cols), zero, np.int8)
         values[row, column] = 113 if kind == "int4" else 7
         matrix = Quantized(values, unit_scales(rows, cols, group_size), group_size, grid)
-        y = _core.matmul(x, core_matrix(matrix))
-        assert (y == 127.0 * values.T).all()
+        y = _core.matmul(np.tile(x, (2, 1)), core_matrix(matrix))
+        assert (y == 127.0 * np.tile(values.T, (2, 1))).all()
         for token in (0, column):
             y = _core.matmul(x[token : token + 1], core_matrix(matrix))
             assert (y == 127.0 * values.T[token]).all()

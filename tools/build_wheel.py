@@ -21,6 +21,7 @@ from pathlib import Path
 import check_wheel
 import native_build
 import own_venv
+import python_headers
 
 BUILD = own_venv.ROOT / "build" / "wheel"
 GLIBC = "2.28"
@@ -115,7 +116,8 @@ def _build_raw(folder: Path) -> int:
 def _compiler() -> Path:
     """Write the program that CMake calls as the C++ compiler."""
     program = BUILD / "zig-c++"
-    command = [str(PYTHON), "-m", "ziglang", "c++", "-target", TARGET]
+    headers = python_headers.platform_folder(BUILD)
+    command = [str(PYTHON), "-m", "ziglang", "c++", "-target", TARGET, "-isystem", str(headers)]
     program.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     return program

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 import native_build
 import own_venv
+import python_headers
 
 ROOT = own_venv.ROOT
 BUILD = ROOT / "build" / "cross"
@@ -90,7 +89,7 @@ def build(name: str) -> int:
     if target.system == "Windows":
         options += _windows_python(programs["dlltool"], folder / "python")
     else:
-        include = _headers(folder / "python", _own_pyconfig())
+        include = python_headers.copy(folder / "python", python_headers.pyconfig())
         options.append(f"-DPython_INCLUDE_DIR={include}")
     return native_build.build(folder, *options)
 
@@ -120,26 +119,9 @@ def _write_programs(target: Target, folder: Path) -> dict[str, Path]:
     return programs
 
 
-def _own_pyconfig() -> Path:
-    """Return the running Python's pyconfig.h; Debian's one asks which Linux it is compiled for."""
-    found = Path(sysconfig.get_config_h_filename())
-    folder = found.parent.parent / str(sysconfig.get_config_var("MULTIARCH"))
-    real = folder / found.parent.name / found.name
-    return real if real.exists() else found
-
-
-def _headers(folder: Path, pyconfig: Path) -> Path:
-    """Copy Python's headers into a folder, but for pyconfig.h, and return where they are."""
-    include = folder / "include"
-    shutil.rmtree(include, ignore_errors=True)
-    shutil.copytree(sysconfig.get_path("include"), include)
-    shutil.copy2(pyconfig, include / "pyconfig.h")
-    return include
-
-
 def _windows_python(dlltool: Path, folder: Path) -> list[str]:
     """Make Windows's headers and import library of Python; return what makes CMake use them."""
-    include = _headers(folder, _PYCONFIG)
+    include = python_headers.copy(folder, _PYCONFIG)
     declared = {
         (function, kind)
         for header in include.rglob("*.h")

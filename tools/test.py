@@ -50,7 +50,11 @@ def main() -> int:
     for name, step in steps:
         print(f"\n== {name}", flush=True)
         started = time.monotonic()
-        code = step()
+        try:
+            code = step()
+        except SystemExit as error:  # what it needs is missing
+            print(error, file=sys.stderr)
+            code = 1
         results.append((name, code, time.monotonic() - started))
     print("\n== summary")
     for name, code, seconds in results:

@@ -121,16 +121,6 @@ struct Avx2 : Avx2Lanes {
     }
     static I finish(Dot dot) { return dot; }
   };
-  template <class Action>
-  static void with_int4_panel(const MatrixView& w, Action action) {
-    bool uniform = true;
-    for (int i = 0; i < 16; ++i) uniform = uniform && w.grid[i] == i - 8;
-    if (uniform) {
-      action(UniformPanel());
-    } else {
-      action(Panel());
-    }
-  }
 
   // Four instructions make 32 products of any int8, two ways: vpsignb, vpmaddubsw, vpmaddwd, vpaddd
   // on bytes (idiom 0), or twice vpmaddwd, vpaddd on int16 (idiom 1). Sums in int16 would be

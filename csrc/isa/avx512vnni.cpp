@@ -245,10 +245,6 @@ struct Avx512Vnni {
     static void multiply(Dot& dot, Weights w, Unit a) { dot = add_products(dot, w, a); }
     static I finish(Dot dot) { return reinterpret_cast<__m512i>(dot); }
   };
-  template <class Action>
-  static void with_int4_panel(const MatrixView&, Action action) {
-    action(Panel());
-  }
 
   // One vpdpbusd is 64 products, its activations a broadcast memory operand.
   struct Peak {

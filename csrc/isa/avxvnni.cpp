@@ -84,10 +84,6 @@ struct AvxVnni : Avx2Lanes {
     }
     static I finish(Dot dot) { return dot; }
   };
-  template <class Action>
-  static void with_int4_panel(const MatrixView&, Action action) {
-    action(Panel());
-  }
 
   // One vpdpbusd is 32 products.
   struct Peak {

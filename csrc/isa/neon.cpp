@@ -69,10 +69,6 @@ struct Neon : NeonLanes {
       }
     }
   };
-  template <class Action>
-  static void with_int4_panel(const MatrixView&, Action action) {
-    action(Panel());
-  }
 
   // One sdot is 16 products.
   struct Peak {

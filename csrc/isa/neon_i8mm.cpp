@@ -77,10 +77,6 @@ struct NeonI8mm : NeonLanes {
       }
     }
   };
-  template <class Action>
-  static void with_int4_panel(const MatrixView&, Action action) {
-    action(Panel());
-  }
 
   // One smmla is 32 products.
   struct Peak {

@@ -279,10 +279,6 @@ struct Scalar {
     static void multiply(Dot& dot, const Weights& w, Unit a) { Scalar::dot(dot, w, a); }
     static const I& finish(const Dot& dot) { return dot; }
   };
-  template <class Action>
-  static void with_int4_panel(const MatrixView&, Action action) {
-    action(Panel());
-  }
 
   // One product at a time.
   struct Peak {

@@ -166,13 +166,24 @@ void dense_bands(const MatmulArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+// Calls action(panel): V's own panel for the uniform grid where it has one.
+template <class V, class Action>
+void with_int4_panel(const MatrixView& w, Action action) {
+  if constexpr (requires { typename V::UniformPanel; }) {
+    bool uniform = true;
+    for (int i = 0; i < 16; ++i) uniform = uniform && w.grid[i] == i - 8;
+    if (uniform) return action(typename V::UniformPanel());
+  }
+  action(typename V::Panel());
+}
+
 template <class V>
 void matmul(const MatmulArgs& args, int64_t begin, int64_t end, float* scratch) noexcept {
   const bool stream = args.input.n_tokens <= V::kStreamTokens * V::kStreamTiles;
   switch (args.matrix->kind) {
     case MatrixKind::kInt4:
       if (stream) return stream_bands<V, Int4Lines<V>>(args, begin, end);
-      return V::with_int4_panel(*args.matrix, [&](auto panel) {
+      return with_int4_panel<V>(*args.matrix, [&](auto panel) {
         panel_bands<V, decltype(panel), Int4Lines<V>>(args, begin, end, scratch);
       });
     case MatrixKind::kInt8:

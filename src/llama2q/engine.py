@@ -7,12 +7,13 @@ import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core, host
+from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.errors import (
     CancelledError,
@@ -53,7 +54,7 @@ class Span:
     n_rows: int = 1
 
 
-class Engine:
+class Engine(Closing):
     """A loaded model; calls are safe from any thread, steps run one at a time."""
 
     def __init__(
@@ -186,14 +187,6 @@ class Engine:
     def isa(self) -> str:
         """Instruction set in use."""
         return self._open_model().isa
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close."""
-        self.close()
 
     def close(self) -> None:
         """Stop running steps between two layers and let go of weights, cache and file."""

@@ -14,7 +14,12 @@ import llama2q
 from converter.hf_files import Tensors, hf_folder, write_json
 from converter.pth_files import Make
 from llama2q.converter.hf_checkpoint import HfCheckpoint
-from llama2q.converter.hf_tokenizer import AddedToken, read_added_tokens, with_added_tokens
+from llama2q.converter.hf_tokenizer import (
+    AddedToken,
+    read_added_tokens,
+    read_tokenizer_notes,
+    with_added_tokens,
+)
 from llama2q.errors import TokenizerError
 from llama2q.tokenizer import Tokenizer
 
@@ -168,6 +173,16 @@ def test_both_files(tmp_path: Path) -> None:
 def test_files_that_are_refused(tmp_path: Path, added: Any, config: Any, match: str) -> None:
     with pytest.raises(TokenizerError, match=match):
         read_added_tokens(files(tmp_path, added, config))
+
+
+def test_notes_of_what_prompts_do_not_get(tmp_path: Path) -> None:
+    asked = {"add_bos_token": False, "add_eos_token": True}
+    bos, eos = read_tokenizer_notes(files(tmp_path, config=asked))
+    assert "add_bos_token false" in bos
+    assert "add_eos_token true" in eos
+    usual = {"add_bos_token": True, "add_eos_token": False}
+    assert read_tokenizer_notes(files(tmp_path, config=usual)) == ()
+    assert read_tokenizer_notes({}) == ()
 
 
 def test_a_whole_model_with_added_tokens(make: Make, tmp_path: Path) -> None:

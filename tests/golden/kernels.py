@@ -98,7 +98,10 @@ def _lanes(rng: np.random.Generator) -> Iterator[Case]:
 
 def _matmul(name: str, matrix: Stored, x: Array, **extra: Value) -> Case:
     fields: dict[str, Value] = {**matrix.fields("matrix"), "x": x, **extra}
-    run = lambda: _core.matmul(x, matrix.matrix(), SCALAR, 1)  # noqa: E731
+
+    def run() -> Array:
+        return _core.matmul(x, matrix.matrix(), SCALAR, 1)
+
     return Case(f"matmul {name}", "matmul", _verdict(fields, "y", run))
 
 

@@ -9,12 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.converter.checkpoint_folder import find_checkpoint, read_licences
 from llama2q.converter.foreign import describe_foreign
@@ -44,7 +44,7 @@ _MAY_BE_TIED = frozenset({"tok_embeddings.weight", "output.weight"})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class MetaCheckpoint:
+class MetaCheckpoint(Closing):
     """An opened and checked checkpoint (context manager); see `open`.
 
     Attributes
@@ -218,19 +218,6 @@ class MetaCheckpoint:
         """Unmap the shards; arrays handed out stay valid."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        """Return the checkpoint itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the checkpoint."""
-        self.close()
 
     def _shape(self, name: str) -> tuple[int, ...]:
         try:

@@ -6,12 +6,12 @@ from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.converter.chat_template import detect_template, read_template_text
 from llama2q.converter.checkpoint import (
@@ -32,7 +32,11 @@ from llama2q.converter.hf_tensors import (
     is_dropped,
     unpermute,
 )
-from llama2q.converter.hf_tokenizer import read_added_tokens, with_added_tokens
+from llama2q.converter.hf_tokenizer import (
+    read_added_tokens,
+    read_tokenizer_notes,
+    with_added_tokens,
+)
 from llama2q.converter.mapped_tensor import NUMPY_DTYPES, MappedTensor, WeightFile
 from llama2q.converter.meta_tensors import tensor_shapes
 from llama2q.converter.pth import ShardFile
@@ -52,7 +56,7 @@ Placed = dict[str, tuple[WeightFile, MappedTensor]]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class HfCheckpoint:
+class HfCheckpoint(Closing):
     """An opened and checked checkpoint (context manager); see `open`.
 
     Attributes
@@ -141,7 +145,7 @@ class HfCheckpoint:
                 template_text=read_template_text(found.beside),
                 licences=read_licences(found.licences),
                 shapes=shapes,
-                notes=(*_notes(settings), *notes),
+                notes=(*_notes(settings), *notes, *read_tokenizer_notes(found.beside)),
                 _files=files,
                 _placed=placed,
             )
@@ -216,19 +220,6 @@ class HfCheckpoint:
         """Unmap the files; arrays handed out stay valid."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        """Return the checkpoint itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the checkpoint."""
-        self.close()
 
     def _find(self, name: str) -> tuple[WeightFile, MappedTensor]:
         if name not in self.shapes:

@@ -37,6 +37,26 @@ class AddedToken:
     is_control: bool = True
 
 
+def read_tokenizer_notes(beside: Mapping[str, Path]) -> tuple[str, ...]:
+    """Say what tokenizer_config.json asks for at the ends of a text that prompts do not get."""
+    if "tokenizer_config.json" not in beside:
+        return ()
+    config = read_json_object(
+        beside["tokenizer_config.json"], TokenizerError, MAX_CONFIG_BYTES, hub=True
+    )
+    notes = []
+    if config.get("add_bos_token") is False:
+        notes.append(
+            "tokenizer_config.json says add_bos_token false: a text prompt begins with BOS all the "
+            "same; give token ids to leave it out"
+        )
+    if config.get("add_eos_token") is True:
+        notes.append(
+            "tokenizer_config.json says add_eos_token true: no prompt ends with EOS all the same"
+        )
+    return tuple(notes)
+
+
 def read_added_tokens(beside: Mapping[str, Path]) -> dict[int, AddedToken]:
     """Read added_tokens.json and `added_tokens_decoder` in tokenizer_config.json, where present.
 

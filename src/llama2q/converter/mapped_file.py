@@ -5,18 +5,18 @@ from __future__ import annotations
 import mmap
 import zlib
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q.closing import Closing
 from llama2q.errors import ClosedError
 
 _CRC_CHUNK = 1 << 24
 
 
-class MappedFile:
+class MappedFile(Closing):
     """A read-only map of a whole, non-empty file (context manager).
 
     Arrays made from it stay valid after `close`: the map goes away with the last of them.
@@ -98,16 +98,3 @@ class MappedFile:
                 mapped.close()
             except BufferError:
                 return  # viewed by an array: unmapped when the last view goes
-
-    def __enter__(self) -> Self:
-        """Return the map itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the map."""
-        self.close()

@@ -6,9 +6,9 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Self
+from types import MappingProxyType
 
+from llama2q.closing import Closing
 from llama2q.converter.archive import LOCAL_SIGNATURE, Entry, local_data_offset, read_directory
 from llama2q.converter.foreign import HUB_AGAIN, META_AGAIN, describe_foreign
 from llama2q.converter.mapped_file import MappedFile
@@ -34,7 +34,7 @@ class StoredTensor(MappedTensor):
     entry: Entry
 
 
-class ShardFile:
+class ShardFile(Closing):
     """A shard, opened and checked (context manager); tensor data is not read.
 
     Attributes
@@ -110,19 +110,6 @@ class ShardFile:
     def close(self) -> None:
         """Unmap the file; arrays handed out stay valid."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        """Return the shard itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the shard."""
-        self.close()
 
     def _read_entries(self) -> dict[str, Entry]:
         try:

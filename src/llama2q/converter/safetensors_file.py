@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
+from llama2q.closing import Closing
 from llama2q.converter.foreign import HUB_AGAIN, describe_foreign
 from llama2q.converter.json_file import parse_json_object, shown
 from llama2q.converter.mapped_file import MappedFile
@@ -31,7 +32,7 @@ ELEMENT_BYTES = {
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """A safetensors file, opened and checked (context manager); tensor data is not read.
 
     Attributes
@@ -80,19 +81,6 @@ class SafetensorsFile:
     def close(self) -> None:
         """Unmap the file; arrays handed out stay valid."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        """Return the file itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
 
     def _read_tensors(self) -> dict[str, MappedTensor]:
         where = self.path.name

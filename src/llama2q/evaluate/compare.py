@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
+from llama2q.closing import Closing
 from llama2q.engine import Engine
 from llama2q.errors import ContextLengthError, InsufficientMemoryError, VocabularyMismatchError
 from llama2q.evaluate.comparison import ComparedModel, Comparison
@@ -101,7 +101,7 @@ def compare(
         return reference.compare(b, kv_dtype=kv_dtype_b, progress=progress)
 
 
-class Reference:
+class Reference(Closing):
     """A reference model and a text, to compare any number of candidates with. A context manager.
 
     The logits are computed for the first candidate and kept for the others, if the temporary file
@@ -151,19 +151,6 @@ class Reference:
     def temp_bytes(self) -> int:
         """Size of the temporary file."""
         return min(self._per_round, len(self._windows)) * self._window_bytes
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the temporary file."""
-        self.close()
 
     def close(self) -> None:
         """Remove the temporary file."""

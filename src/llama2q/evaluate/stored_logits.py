@@ -9,16 +9,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q.closing import Closing
 from llama2q.errors import DiskSpaceError
 
 
-class StoredLogits:
+class StoredLogits(Closing):
     """Rows written once, one after the other, and read again in that order. A context manager.
 
     The file lies in $TMPDIR, else in /var/tmp where there is one, for /tmp is often memory. It has
@@ -48,19 +47,6 @@ class StoredLogits:
             )
         self._file = tempfile.TemporaryFile(dir=self._folder)
         self._row_shape: tuple[int, ...] = ()
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the file."""
-        self.close()
 
     def close(self) -> None:
         """Remove the file."""

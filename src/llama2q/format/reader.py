@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.errors import (
     ClosedError,
@@ -63,7 +63,7 @@ class TensorInfo:
     nbytes: int
 
 
-class L2qFile:
+class L2qFile(Closing):
     """An open `.l2q` file: checked header, mapped data. A context manager.
 
     Parameters
@@ -217,19 +217,6 @@ class L2qFile:
     def close(self) -> None:
         """Drop the map; arrays that are still alive keep it until they go."""
         self._map = None
-
-    def __enter__(self) -> Self:
-        """Return the file itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close."""
-        self.close()
 
 
 def _read_header(file: BinaryIO) -> tuple[ParsedHeader, Metadata]:

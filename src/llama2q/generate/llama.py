@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeAlias, cast, overload
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
+from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
@@ -32,20 +33,12 @@ ROWS_PER_SLICE = 256
 """Rows of logits computed at a time, so that they need little memory beside the result."""
 
 
-class Llama:
+class Llama(Closing):
     """A loaded model. Calls are safe from any thread; a context manager closes it."""
 
     def __init__(self, engine: Engine) -> None:
         """Use `llama2q.load`, which makes the engine."""
         self._engine = engine
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close."""
-        self.close()
 
     def __repr__(self) -> str:
         """Name the file and the context."""

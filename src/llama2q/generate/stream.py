@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from llama2q import _core
+from llama2q.closing import Closing
 from llama2q.engine import Engine
 from llama2q.errors import CancelledError, InvalidArgumentError
 from llama2q.generate.batch import Batch
@@ -14,7 +15,7 @@ from llama2q.generate.completion import Chunk, Completion
 from llama2q.generate.request import Request
 
 
-class Stream(Iterator[Chunk]):
+class Stream(Iterator[Chunk], Closing):
     """An iterator of chunks, and a context manager that closes it.
 
     Nothing is computed before the first chunk is asked for. Blocks of the KV cache are held from
@@ -64,14 +65,6 @@ class Stream(Iterator[Chunk]):
                     return chunk
         finally:
             self._is_stepping = False
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close."""
-        self.close()
 
     def __del__(self) -> None:
         """Close a stream that was dropped."""

@@ -10,5 +10,6 @@ void bind_kernels(pybind11::module_& m);
 void bind_quantize(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);
 void bind_limits(pybind11::module_& m);
+void bind_calibrate(pybind11::module_& m);
 
 }  // namespace llama2q

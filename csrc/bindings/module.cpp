@@ -81,4 +81,5 @@ PYBIND11_MODULE(_core, m) {
   bind_quantize(m);
   bind_sample(m);
   bind_limits(m);
+  bind_calibrate(m);
 }

@@ -44,30 +44,30 @@ class Factorization {
   }
 
  private:
+  float* block() { return block_.data(); }
+  float* negated() { return block_.data() + kLdlBlock * kLdlBlock; }
+  float* pivots() { return block_.data() + 2 * kLdlBlock * kLdlBlock; }
   float* panel_of_w() { return panels_.data(); }
   float* panel_of_l() { return panels_.data() + kLdlBlock * n_; }
 
   int64_t factor_block(int64_t first, int64_t width) {
-    float *w = block_.data(), *negated = w + kLdlBlock * kLdlBlock;
-    float* pivots = negated + kLdlBlock * kLdlBlock;
-    std::fill(w, pivots, 0.0f);
+    float* w = block();
     float* h = h_ + first * n_ + first;
+    std::fill(w, pivots(), 0.0f);
     for (int64_t i = 0; i < width; ++i) {
       for (int64_t j = 0; j <= i; ++j) w[j * kLdlBlock + i] = h[i * n_ + j];
     }
-    const int64_t bad = table_.ldl_block(w, negated, width);
+    const int64_t bad = table_.ldl_block(w, negated(), width);
     if (bad >= 0) return first + bad;
     for (int64_t i = 0; i < width; ++i) {
-      for (int64_t j = 0; j < i; ++j) h[i * n_ + j] = -negated[j * kLdlBlock + i];
-      pivots[i] = h[i * n_ + i] = w[i * kLdlBlock + i];
+      for (int64_t j = 0; j < i; ++j) h[i * n_ + j] = -negated()[j * kLdlBlock + i];
+      pivots()[i] = h[i * n_ + i] = w[i * kLdlBlock + i];
     }
     return -1;
   }
 
   // Rows of H from `row` on, beside the block; the last strip may reach beyond the matrix.
   void solve_strip(int64_t first, int64_t width, int64_t row, int thread) {
-    const float *negated = block_.data() + kLdlBlock * kLdlBlock,
-                *pivots = negated + kLdlBlock * kLdlBlock;
     float *w = strips_.data() + thread * 2 * kStripFloats, *l = w + kStripFloats;
     const int64_t n_rows = std::min(n_ - row, kLdlStrip);
     float* h = h_ + row * n_ + first;
@@ -75,7 +75,7 @@ class Factorization {
     for (int64_t i = 0; i < n_rows; ++i) {
       for (int64_t j = 0; j < width; ++j) w[j * kLdlStrip + i] = h[i * n_ + j];
     }
-    table_.ldl_strip(negated, pivots, width, w, l);
+    table_.ldl_strip(negated(), pivots(), width, w, l);
     for (int64_t i = 0; i < n_rows; ++i) {
       for (int64_t j = 0; j < width; ++j) h[i * n_ + j] = l[j * kLdlStrip + i];
     }

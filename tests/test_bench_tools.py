@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import bench_limits
+import bench_linalg
 import bench_peers
 import gguf_file
 import peers_report
@@ -248,3 +249,16 @@ def test_limits_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["read_bytes_per_second"] > 0 for row in limits["rows"])
     assert bench_limits.main(quick) == 0
     assert "int8 GOPS" in capsys.readouterr().out
+
+
+def test_linear_algebra(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--size", "64", "--rows", "8", "--rounds", "1"]
+    assert bench_linalg.main([*quick, "--threads", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["what"] for row in rows] == ["a.T @ b", "x.T @ x", "LDL, Cholesky"]
+    assert bench_linalg.main(quick) == 0
+    table = capsys.readouterr().out
+    assert all(row["what"] in table for row in rows)
+    assert "llama2q GFLOPS" in table
+    with pytest.raises(SystemExit):
+        bench_linalg.main(["--size", "0"])

@@ -137,6 +137,26 @@ struct ReadProbe {
   int64_t prefetch_lines;  // how far ahead; 0 for none
 };
 
+// C = C + A^T B, or C - A^T B; above kernels of any size, in a kernel m and n are at most
+// kGemmTile.
+struct GemmArgs {
+  const float* a;  // f32 [depth, a_stride], m columns of it
+  const float* b;  // f32 [depth, b_stride], n columns of it
+  float* c;        // f32 [m, c_stride], n columns of it; overlaps neither a nor b
+  int64_t m, n, depth;
+  int64_t a_stride, b_stride, c_stride;  // elements
+  bool subtract;
+  bool lower;  // only elements [i, j] with j <= i; the others are not touched
+};
+
+// Rows and columns of C that a thread takes at a time: a multiple of every register tile.
+inline constexpr int64_t kGemmTile = 384;
+inline constexpr int64_t kGemmDepth = 256;  // rows of A and B that are packed at a time
+inline constexpr int64_t kGemmScratch = 2 * kGemmDepth * kGemmTile;
+
+// Columns that ldl eliminates at a time, and rows beside them that a thread takes at a time.
+inline constexpr int64_t kLdlBlock = 128, kLdlStrip = 48;
+
 // Tokens of a tile, at most `most`, that n_tokens are dealt out to evenly.
 constexpr int64_t stream_width(int64_t n_tokens, int64_t most) {
   const int64_t tiles = (n_tokens + most - 1) / most;
@@ -223,6 +243,13 @@ struct KernelTable {
                       uint8_t* codes) noexcept;
   bool (*feed_back)(const FeedbackGroup& group, const GridSteps& grid, uint16_t* scales,
                     uint8_t* codes) noexcept;
+  // kernels/gemm.h; scratch f32 [kGemmScratch], aligned to 64 bytes.
+  void (*gemm)(const GemmArgs& args, float* scratch) noexcept;
+  // kernels/ldl.h; w and negated f32 [n, kLdlBlock].
+  int64_t (*ldl_block)(float* w, float* negated, int64_t n) noexcept;
+  // negated f32 [n, kLdlBlock], pivots f32 [n], w and l f32 [n, kLdlStrip].
+  void (*ldl_strip)(const float* negated, const float* pivots, int64_t n, float* w,
+                    float* l) noexcept;
 
   // Tokens of a tile of ActivationView.
   int64_t tile_width(int64_t n_tokens) const {

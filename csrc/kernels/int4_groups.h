@@ -24,8 +24,8 @@ template <class V>
 [[gnu::always_inline]] inline typename V::I nearest_code(typename V::F y, const GridSteps& grid) {
   typename V::F code = V::broadcast(0.0f);
   for (int i = 0; i < 15; ++i) {
-    code = V::add(code,
-                  V::zero_unless_greater(y, V::broadcast(grid.midpoint[i]), V::broadcast(1.0f)));
+    code =
+        V::add(code, V::zero_unless_greater(y, V::broadcast(grid.midpoint[i]), V::broadcast(1.0f)));
   }
   return V::to_int(code);
 }

@@ -260,6 +260,7 @@ def _write(
             progress(done, total, part.name)
         specs = part.tensors() if isinstance(part, MatrixSpec) else (part,)
         done += sum(spec.nbytes for spec in specs)
+        source.follow(done / total)
 
     def encode(matrix: MatrixSpec) -> list[Chunks]:
         return encode_matrix(matrix, source.read, source.release, quantizers, n_threads)
@@ -316,6 +317,10 @@ class _CheckedSource:
         """Wait for a tensor's check, then give its pages back."""
         self._checks.pop(name).result()
         self._checkpoint.release(name)
+
+    def follow(self, share: float) -> None:
+        """Say how much of the model is converted with the next part, 0 to 1."""
+        self._hasher.follow(share)
 
     def check(self) -> None:
         """Raise a ChecksumError that has been found so far; does not wait."""

@@ -25,7 +25,14 @@ from llama2q.errors import (
     OutputError,
     OutputExistsError,
 )
-from llama2q.files import fsync_folder, leave_page_cache, lock, replace, require_replaceable
+from llama2q.files import (
+    fsync_folder,
+    leave_page_cache,
+    lock,
+    replace,
+    require_replaceable,
+    start_writing,
+)
 from llama2q.format.header import HASH_PLACEHOLDER, build_header, model_id_of
 from llama2q.format.journal import Journal, write_all
 from llama2q.format.layout import (
@@ -170,6 +177,7 @@ class Writer:
             )
         with self._named_errors():
             write_all(self._part, memoryview(bytes(-written % 64)))
+            start_writing(self._part, self._data_start + tensor.begin, tensor.spec.nbytes)
             self._journal.add(tensor, digest.hexdigest())
         self.finished[name] = digest.hexdigest()
 
@@ -352,16 +360,21 @@ def write_model(
         if all(spec.name in writer.finished for spec in specs):
             continue
         if isinstance(part, MatrixSpec):
-            contents = encode(part)
+            _write_part(writer, specs, encode(part))
         elif part.name == INV_FREQ:
-            contents = [[inv_freq(metadata.config.rope_theta, metadata.config.head_dim)]]
+            frequencies = inv_freq(metadata.config.rope_theta, metadata.config.head_dim)
+            _write_part(writer, specs, [[frequencies]])
         elif part.name == TOKENIZER:
-            contents = [[np.frombuffer(writer.tokenizer, dtype=np.uint8)]]
+            _write_part(writer, specs, [[np.frombuffer(writer.tokenizer, dtype=np.uint8)]])
         else:
-            contents = [[norm(part)]]
-        for spec, chunks in zip(specs, contents, strict=True):
-            if spec.name not in writer.finished:
-                writer.write(spec.name, chunks)
+            _write_part(writer, specs, [[norm(part)]])
+
+
+def _write_part(writer: Writer, specs: tuple[TensorSpec, ...], contents: list[Chunks]) -> None:
+    """Write the tensors of a part that are not finished; its arrays go when this returns."""
+    for spec, chunks in zip(specs, contents, strict=True):
+        if spec.name not in writer.finished:
+            writer.write(spec.name, chunks)
 
 
 def _is_file(file: BinaryIO, path: Path) -> bool:

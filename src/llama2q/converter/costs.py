@@ -10,7 +10,7 @@ from llama2q.converter.forms import Checkpoint
 from llama2q.converter.probe import Rates, kind_of
 from llama2q.format.layout import MatrixSpec
 
-OVERHEAD_BYTES = 48 * 1024 * 1024
+OVERHEAD_BYTES = 24 * 1024 * 1024
 """What a conversion holds beside weights: buffers of hashes, pieces on their way to the disk, the
 header, the tokenizer, stacks of threads, modules imported late. Measured
 (tests/converter/test_conversion_plan.py)."""

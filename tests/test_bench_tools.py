@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import bench_convert
 import bench_limits
+import bench_linalg
 import bench_peers
 import gguf_file
 import peers_report
@@ -267,3 +268,16 @@ def test_conversions_beside_a_copy(
     assert "none" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         bench_convert.main([str(mini_checkpoint), "--setting", "int8"])
+
+
+def test_linear_algebra(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--size", "64", "--rows", "8", "--rounds", "1"]
+    assert bench_linalg.main([*quick, "--threads", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["what"] for row in rows] == ["a.T @ b", "x.T @ x", "LDL, Cholesky"]
+    assert bench_linalg.main(quick) == 0
+    table = capsys.readouterr().out
+    assert all(row["what"] in table for row in rows)
+    assert "llama2q GFLOPS" in table
+    with pytest.raises(SystemExit):
+        bench_linalg.main(["--size", "0"])

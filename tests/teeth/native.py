@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from teeth.arm import ARM_FAULTS
 from teeth.attention import ATTENTION, ATTENTION_FAULTS
+from teeth.calibrate import CALIBRATE_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
 
@@ -232,6 +233,7 @@ NATIVE = (
         "kernels/test_exp.py::test_error_is_what_the_tolerances_assume",
     ),
     *ATTENTION_FAULTS,
+    *CALIBRATE_FAULTS,
     # --- csrc/isa
     *ARM_FAULTS,
     fault(

@@ -92,7 +92,7 @@ QuantizeFault quantize_int4(const WeightSource& source, int64_t group_size, cons
     std::fill(row_codes + group.n, row_codes + group_size, uint8_t{0});
     uint8_t* line = codes + band * band_bytes + column / kInt4LineColumns * kLineBytes;
     for (int64_t i = 0; i < group_size; i += kInt4LineColumns, line += kLineBytes) {
-      Int4Place::put(line, r, row_codes + i);
+      Int4Place::put_row(line, r, row_codes + i);
     }
   });
   return fault;
@@ -115,7 +115,7 @@ QuantizeFault quantize_int8(const WeightSource& source, int64_t group_size, int6
     int8_codes(group, f16_to_f32(static_cast<uint16_t>(half)), row_codes);
     int8_t* line = codes + band * band_bytes + column / kInt8LineColumns * kLineBytes;
     for (int64_t i = 0; i < group_size; i += kInt8LineColumns, line += kLineBytes) {
-      Int8Place::put(line, r, row_codes + i);
+      Int8Place::put_row(line, r, row_codes + i);
     }
   });
   return fault;

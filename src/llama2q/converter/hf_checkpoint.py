@@ -193,6 +193,17 @@ class HfCheckpoint(Closing):
         tensor.release()
         return weights
 
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes.
+
+        Its mapped pages; beside a copy in another order, or in aligned memory, the pages it is made
+        from.
+        """
+        _, tensor = self._find(name)
+        is_aligned = tensor.offset % NUMPY_DTYPES[tensor.dtype].itemsize == 0
+        is_permuted = name.split(".")[-2] in ("wq", "wk")
+        return tensor.nbytes * (1 + is_permuted + (not is_aligned))
+
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""
         self._find(name)[1].release()

@@ -21,6 +21,7 @@ from llama2q.converter.checklist import ListedFile, read_checklists
 from llama2q.converter.encode import Quantizers, encode_matrix
 from llama2q.converter.forms import Checkpoint, open_checkpoint
 from llama2q.converter.hub_cache import blob_hashes, check_blobs
+from llama2q.converter.lora import with_adapter
 from llama2q.converter.sources import SourceHasher, fingerprint
 from llama2q.converter.terms import terms_of
 from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError
@@ -88,6 +89,7 @@ def convert(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -104,7 +106,8 @@ def convert(
         in Hugging Face's cache.
     dst : str or Path, optional
         File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
-        current folder, where "none" appears as the checkpoint's dtype.
+        current folder, where "none" appears as the checkpoint's dtype. The name of an adapter
+        follows that of the model.
     quant : {"int4", "int8", "none"}
         "none" keeps the checkpoint's own numbers.
     group_size : {32, 64, 128}
@@ -113,6 +116,10 @@ def convert(
         Values of the int4 codes.
     chat_template : {"llama-2", "vicuna", "zephyr", "chatml", "none"}, optional
         How chat prompts are built; by default as the checkpoint's template text or name says.
+    lora : str or Path, optional
+        Folder of a LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors or
+        .bin), trained on this model: its updates are added to the weights, in float32, before they
+        are quantized. With quant="none" the merged matrices are rounded to the checkpoint's dtype.
     overwrite : bool
         Whether an existing file is replaced.
     resume : bool
@@ -135,7 +142,8 @@ def convert(
     Raises
     ------
     CheckpointError
-        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity.
+        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity;
+        an AdapterError if it is the adapter that is incomplete, does not fit or cannot be merged.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
     OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
@@ -156,6 +164,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         chat_template=chat_template,
+        lora=lora,
         overwrite=overwrite,
         resume=resume,
         verify_checksums=verify_checksums,
@@ -173,6 +182,7 @@ def convert_with(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -182,7 +192,11 @@ def convert_with(
     """Convert with other quantizers; see `convert`."""
     start = time.perf_counter()
     template = None if chat_template is None else stored_name(chat_template)
-    with open_checkpoint(Path(src).expanduser()) as checkpoint:
+    adapter = None if lora is None else Path(lora).expanduser()
+    with (
+        open_checkpoint(Path(src).expanduser()) as base,
+        with_adapter(base, adapter, rounded=quant == "none", n_threads=n_threads) as checkpoint,
+    ):
         recipe = Recipe.for_model(
             checkpoint.config, quant, group_size=group_size, grid=grid, dtype=checkpoint.dtype
         )

@@ -190,12 +190,13 @@ class LoraAdapter(Closing):
         found = self._sort(modules)
         if not found:
             raise AdapterError(f"{self._file.path.name} holds no tensors; expected a LoRA adapter")
-        self._check_complete({module: shapes[name] for module, name in modules.items()}, found)
-        return {
+        updates = {
             name: self._update(module, found[module], shapes[name])
             for module, name in modules.items()
             if module in found
         }
+        self._check_complete({module: shapes[name] for module, name in modules.items()}, found)
+        return updates
 
     def check_crc(self, tensor: MappedTensor) -> None:
         """Check the CRC-32 of one of the adapter's tensors, which adapter_model.bin has."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import llama2q
+from cli.test_commands import assert_one_error_line, run_convert
 from converter.hf_files import Tensors, hf_folder, hf_tensors, read_meta
 from converter.lora_files import (
     ALL,
@@ -333,6 +334,18 @@ def test_report_and_sources(mini_checkpoint: Path, mini_adapter: Path, tmp_path:
         "the adapter's tokenizer files are not read: the model's own tokenizer and chat template "
         "are kept (--chat-template overrides the latter)",
     )
+
+
+def test_command(mini_checkpoint: Path, mini_adapter: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.l2q"
+    done = run_convert(mini_checkpoint, "-o", path, "--lora", mini_adapter)
+    assert done.returncode == 0, done.stderr
+    assert "LoRA adapter tales merged: " in done.stderr
+    expected = llama2q.convert(mini_checkpoint, tmp_path / "y.l2q", lora=str(mini_adapter))
+    assert path.read_bytes() == expected.path.read_bytes()
+    refused = run_convert(mini_checkpoint, "-o", path, "--lora", tmp_path, "--force")
+    assert_one_error_line(refused, "holds no LoRA adapter")
+    assert_one_error_line(run_convert(mini_adapter), f"llama2q-convert MODEL --lora {mini_adapter}")
 
 
 def test_the_models_name_is_recognised(small: Small, tmp_path: Path) -> None:

@@ -143,6 +143,37 @@ constexpr int64_t stream_width(int64_t n_tokens, int64_t most) {
   return tiles < 2 ? n_tokens : (n_tokens + tiles - 1) / tiles;
 }
 
+// The grid of int4 for comparisons: a value is `lowest` and the steps of all midpoints below it.
+struct GridSteps {
+  float lowest;
+  float highest;
+  float midpoint[15];
+  float step[15];
+};
+
+// The columns of a group of weights, for the 16 rows of a band; absent rows are 0.
+struct GroupColumns {
+  const float* x;        // f32 [n, stride], 16 columns of it
+  const float* weights;  // f32 [n], how much each column's error counts; may be null
+  int64_t n;             // at least 1
+  int64_t stride;        // elements
+};
+
+// A group of columns for feed_back(), for the 16 rows of a band.
+struct FeedbackGroup {
+  float* targets;           // f32 [n, stride]: what to round; changed on the way
+  const float* weights;     // f32 [n, stride]: what the errors are relative to
+  float* errors;            // f32 [n, stride], out
+  const float* factor;      // f32 [n, factor_stride]: the part of L below its diagonal
+  const float* importance;  // f32 [n]
+  int64_t n;
+  int64_t stride, factor_stride;  // elements
+};
+
+// Scales that search_scales() begins with, relative to that which puts the extreme on the grid's
+// end.
+inline constexpr float kScaleFactors[] = {1.0f, 0.8f, 0.86f, 0.92f, 1.04f, 1.1f};
+
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
 // those that return bool say whether every value was finite (and representable in the cache).
 struct KernelTable {
@@ -182,6 +213,16 @@ struct KernelTable {
   // Largest of x f32 [n], or NaN if any is NaN or +inf.
   float (*max_finite)(const float* x, int64_t n) noexcept;
   bool (*all_finite)(const float* x, int64_t n) noexcept;
+  // kernels/int4_groups.h. scales f16 [16]: search_scales() replaces those of extreme_scales();
+  // codes u8 [n, 16].
+  void (*extreme_scales)(const GroupColumns& group, const GridSteps& grid,
+                         uint16_t* scales) noexcept;
+  void (*search_scales)(const GroupColumns& group, const GridSteps& grid,
+                        uint16_t* scales) noexcept;
+  void (*round_group)(const GroupColumns& group, const GridSteps& grid, const uint16_t* scales,
+                      uint8_t* codes) noexcept;
+  bool (*feed_back)(const FeedbackGroup& group, const GridSteps& grid, uint16_t* scales,
+                    uint8_t* codes) noexcept;
 
   // Tokens of a tile of ActivationView.
   int64_t tile_width(int64_t n_tokens) const {

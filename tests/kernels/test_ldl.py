@@ -66,13 +66,16 @@ def test_factors_rebuild_the_matrix(size: int) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", SIZES)
 def test_same_bits(isa: str, size: int) -> None:
-    """On every instruction set and for any number of threads; NaN above stays as it is."""
+    """On every instruction set and for any number of threads.
+
+    What is above the diagonal is not read (NaN would spread) and not written (numbers stay).
+    """
     h = positive(size)
     expected = factor(h, "scalar", 1)
+    above = np.triu_indices(size, 1)
+    h[above] = expected[above] = np.arange(1, len(above[0]) + 1)
     for n_threads in (1, 2, 3):
         assert_same_bits(factor(h, isa, n_threads), expected)
-    above = np.triu_indices(size, 1)
-    assert_same_bits(expected[above], h[above])
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -62,6 +62,10 @@ def convert(
         ChatTemplate | None,
         typer.Option(help="The template it was trained with; by default as its files or name say."),
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Merge this LoRA adapter (PEFT's form) into it first."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted conversion.")
@@ -91,6 +95,7 @@ def convert(
             "group_size": group_size,
             "grid": grid.value,
             "chat_template": None if chat_template is None else chat_template.value,
+            "lora": lora,
             "overwrite": force,
             "resume": resume,
             "verify_checksums": not no_checksums,

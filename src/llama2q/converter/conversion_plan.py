@@ -125,6 +125,7 @@ def plan_conversion(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -136,7 +137,9 @@ def plan_conversion(
 
     Parameters
     ----------
-    src, dst, quant, group_size, grid, chat_template, overwrite, resume, verify_checksums, n_threads
+    src, dst, quant, group_size, grid, chat_template, lora, overwrite, resume, verify_checksums
+        As of `llama2q.convert`.
+    n_threads
         As of `llama2q.convert`.
 
     Returns
@@ -150,7 +153,14 @@ def plan_conversion(
         no errors here but obstacles of the plan.
     """
     with open_job(
-        src, dst, quant=quant, group_size=group_size, grid=grid, chat_template=chat_template
+        src,
+        dst,
+        quant=quant,
+        group_size=group_size,
+        grid=grid,
+        chat_template=chat_template,
+        lora=lora,
+        n_threads=n_threads,
     ) as job:
         outline = Outline.of(job.metadata, len(job.checkpoint.tokenizer_bytes))
         finished = _finished_bytes(job, outline) if resume else 0

@@ -87,6 +87,7 @@ def convert(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -103,7 +104,8 @@ def convert(
         in Hugging Face's cache.
     dst : str or Path, optional
         File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
-        current folder, where "none" appears as the checkpoint's dtype.
+        current folder, where "none" appears as the checkpoint's dtype. The name of an adapter
+        follows that of the model.
     quant : {"int4", "int8", "none"}
         "none" keeps the checkpoint's own numbers.
     group_size : {32, 64, 128}
@@ -112,6 +114,10 @@ def convert(
         Values of the int4 codes.
     chat_template : {"llama-2", "vicuna", "zephyr", "chatml", "none"}, optional
         How chat prompts are built; by default as the checkpoint's template text or name says.
+    lora : str or Path, optional
+        Folder of a LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors or
+        .bin), trained on this model: its updates are added to the weights, in float32, before they
+        are quantized. With quant="none" the merged matrices are rounded to the checkpoint's dtype.
     overwrite : bool
         Whether an existing file is replaced.
     resume : bool
@@ -134,7 +140,8 @@ def convert(
     Raises
     ------
     CheckpointError
-        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity.
+        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity;
+        an AdapterError if it is the adapter that is incomplete, does not fit or cannot be merged.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
     OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
@@ -155,6 +162,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         chat_template=chat_template,
+        lora=lora,
         overwrite=overwrite,
         resume=resume,
         verify_checksums=verify_checksums,
@@ -172,6 +180,7 @@ def convert_with(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -181,7 +190,14 @@ def convert_with(
     """Convert with other quantizers; see `convert`."""
     start = time.perf_counter()
     with open_job(
-        src, dst, quant=quant, group_size=group_size, grid=grid, chat_template=chat_template
+        src,
+        dst,
+        quant=quant,
+        group_size=group_size,
+        grid=grid,
+        chat_template=chat_template,
+        lora=lora,
+        n_threads=n_threads,
     ) as job:
         checkpoint, metadata, sources = job.checkpoint, job.metadata, job.sources
         blobs = blob_hashes(sources) if verify_checksums else {}

@@ -28,6 +28,7 @@ from llama2q.converter.hf_tensors import (
     EMBEDDINGS,
     OUTPUT,
     describe_unsupported,
+    heads_of,
     hf_name,
     is_dropped,
     unpermute,
@@ -185,8 +186,7 @@ class HfCheckpoint(Closing):
             The checkpoint has been closed.
         """
         _, tensor = self._find(name)
-        heads = {"wq": self.config.n_heads, "wk": self.config.n_kv_heads}
-        n_heads = heads.get(name.split(".")[-2])
+        n_heads = heads_of(name, self.config)
         if n_heads is None:
             return tensor.array()
         weights = unpermute(tensor.array(), n_heads)

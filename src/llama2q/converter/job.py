@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llama2q.converter.chat_template import stored_name
 from llama2q.converter.forms import Checkpoint, open_checkpoint
+from llama2q.converter.lora import with_adapter
 from llama2q.errors import InvalidArgumentError
 from llama2q.format.metadata import Metadata, SourceFile
 from llama2q.format.recipe import Recipe
@@ -56,10 +57,16 @@ def open_job(
     group_size: int,
     grid: str,
     chat_template: str | None,
+    lora: str | os.PathLike[str] | None,
+    n_threads: int | None,
 ) -> Iterator[Job]:
     """Open a checkpoint and derive the file to make of it; see `llama2q.convert`."""
     template = None if chat_template is None else stored_name(chat_template)
-    with open_checkpoint(Path(src).expanduser()) as checkpoint:
+    adapter = None if lora is None else Path(lora).expanduser()
+    with (
+        open_checkpoint(Path(src).expanduser()) as base,
+        with_adapter(base, adapter, rounded=quant == "none", n_threads=n_threads) as checkpoint,
+    ):
         recipe = Recipe.for_model(
             checkpoint.config, quant, group_size=group_size, grid=grid, dtype=checkpoint.dtype
         )

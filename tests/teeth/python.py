@@ -56,8 +56,8 @@ PYTHON = (
     fault(
         "source hashes: chunks behind the first are left out",
         "src/llama2q/converter/sources.py",
-        "if self._sha256 is not None:\n            self._sha256.update(chunk)",
-        "if self._sha256 is not None and not self.position:\n            self._sha256.update(chunk)",
+        "            self._sha256.update(chunk)",
+        "            self._sha256.update(chunk if self.position == 0 else b'')",
         "converter/test_sources.py::test_hashes",
     ),
     fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -169,6 +170,26 @@ class MergedCheckpoint(Closing):
             return merge(weights, product, dtype, self.n_threads)
         except QuantizationError as error:
             raise QuantizationError(f"{name}: {error}") from error
+
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes.
+
+        Beside what the checkpoint takes: the merged matrix, and for each element of the adapter
+        its mapped bytes, a checked copy, and three in float64 (two factors and their order).
+        """
+        held = self._base.reading_bytes(name)
+        if name in self._updates:
+            added = sum(math.prod(tensor.shape) for tensor in self._tensors(name))
+            held += 4 * math.prod(self.shapes[name]) + (4 + 4 + 3 * 8) * added
+        return held
+
+    def merged_terms(self) -> int:
+        """Return how many products are added to the weights, over all tensors."""
+        return sum(
+            math.prod(self.shapes[name]) * update.low_rank.rank
+            for name, update in self._updates.items()
+            if update.low_rank is not None
+        )
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

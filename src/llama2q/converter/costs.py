@@ -50,6 +50,8 @@ class Work:
         How much of the file is still to be made, 0 to 1.
     n_threads, n_cpus : int
         Threads of the quantizers, and CPUs that the process may use.
+    merged_terms : int
+        Products of an adapter that are added to weights.
     rates : Rates
         Of this machine.
     """
@@ -62,6 +64,7 @@ class Work:
     share_left: float
     n_threads: int
     n_cpus: int
+    merged_terms: int
     rates: Rates
 
 
@@ -86,8 +89,9 @@ def rtn_cost(work: Work) -> Cost:
     disk writes is not known; a file is written while the next matrices are encoded.
     """
     rates = work.rates
-    encode = work.share_left * sum(
-        matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices
+    encode = work.share_left * (
+        sum(matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices)
+        + work.merged_terms / rates.merged_terms
     )
     write = work.share_left * work.file_bytes * (1 / rates.sha256 + 2 / rates.copy)
     unlisted = work.input_bytes - work.listed_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -183,6 +184,14 @@ class MergedCheckpoint(Closing):
         dtype = self.dtype if self.rounded and len(shape) == 2 else "f32"
         merging = merging_bytes(shape, update.rank, dtype, self.n_threads)
         return self._base.reading_bytes(name) + update.reading_bytes + merging
+
+    def merged_terms(self) -> int:
+        """Return how many products are added to the weights, over all tensors."""
+        return sum(
+            math.prod(self.shapes[name]) * update.low_rank.rank
+            for name, update in self._updates.items()
+            if update.low_rank is not None
+        )
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

@@ -235,6 +235,37 @@ ROWS: dict[str, Row] = {
         ],
         free={"weights": (0, 1)},
     ),
+    "search_int4": Row(
+        _core.search_int4,
+        made(weights=f32(20, 40), group_size=32, grid=NONUNIFORM),
+        values=[
+            *(("group_size", n) for n in (0, -1, 1, 48, 256, 2**31, 2**62)),
+            ("grid", NONUNIFORM[::-1].copy()),
+            *(("weights", np.full((20, 40), x, np.float32)) for x in (np.nan, np.inf, 3e38)),
+            ("weights", f32(0, 40)),
+            *ISA,
+            *THREADS,
+        ],
+        free={"weights": (0,)},
+    ),
+    "feed_back_int4": Row(
+        _core.feed_back_int4,
+        lambda: {
+            "weights": f32(20, 40),
+            "group_size": 32,
+            "grid": NONUNIFORM,
+            "factors": np.eye(40, dtype=np.float32),
+            "importance": np.ones(40, np.float32),
+        },
+        values=[
+            *(("group_size", n) for n in (0, -1, 1, 48, 256, 2**31, 2**62)),
+            ("grid", NONUNIFORM[::-1].copy()),
+            *(("weights", np.full((20, 40), x, np.float32)) for x in (np.nan, np.inf, 3e38)),
+            *ISA,
+            *THREADS,
+        ],
+    ),
+    "mirror_lower": Row(_core.mirror_lower, made(h=f32(7, 7)), values=[*THREADS], in_place=("h",)),
     "quantize_int8": Row(
         _core.quantize_int8,
         made(weights=f32(20, 40), group_size=32),

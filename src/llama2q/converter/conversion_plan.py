@@ -9,9 +9,10 @@ from typing import Any
 
 from llama2q import _core, memory
 from llama2q.config import ModelConfig
+from llama2q.converter.calibration_cost import calibrated_cost, gptq_cost
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
-from llama2q.converter.costs import METHODS, Cost, Work
+from llama2q.converter.costs import Cost, MethodCost, Work, rtn_cost
 from llama2q.converter.job import Job, Options, open_job
 from llama2q.converter.lora import MergedCheckpoint
 from llama2q.converter.probe import probe
@@ -29,6 +30,15 @@ from llama2q.format.outline import (
 from llama2q.format.recipe import Recipe
 from llama2q.format.writer import refuse_existing
 from llama2q.memory import format_size
+
+METHODS: dict[str, MethodCost] = {
+    "none": rtn_cost,
+    "rtn": rtn_cost,
+    "search": rtn_cost,
+    "calibrated": calibrated_cost,
+    "gptq": gptq_cost,
+}
+"""The cost of each method, by the name that a recipe has for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +226,9 @@ def _cost(
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
         merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, MergedCheckpoint) else 0,
-        rates=probe(matrices, checkpoint.dtype, largest, _core, n_threads),
+        method=job.recipe.method,
+        n_tokens=0 if job.calibration is None else sum(map(len, job.calibration.windows)),
+        rates=probe(matrices, checkpoint.dtype, largest, _core, n_threads, job.recipe.method),
     )
     return METHODS[job.recipe.method](work)
 

@@ -52,6 +52,10 @@ class Work:
         Threads of the quantizers, and CPUs that the process may use.
     merged_terms : int
         Products of an adapter that are added to weights.
+    method : str
+        The recipe's.
+    n_tokens : int
+        Of the text that runs through the model; 0 if none does.
     rates : Rates
         Of this machine.
     """
@@ -65,6 +69,8 @@ class Work:
     n_threads: int
     n_cpus: int
     merged_terms: int
+    method: str
+    n_tokens: int
     rates: Rates
 
 
@@ -76,7 +82,7 @@ class MethodCost(Protocol):
 
 
 def rtn_cost(work: Work) -> Cost:
-    """Return the cost of rounding to nearest, and of keeping the checkpoint's own numbers.
+    """Return the cost of encoding each matrix by itself: round to nearest, scale search, dense.
 
     Memory: `encode_matrix` goes through the sources of a matrix one after the other; with the last
     one in memory, as mapped pages or assembled from shards, it holds the codes and scales of all of
@@ -115,13 +121,3 @@ def _held_bytes(work: Work) -> Iterator[int]:
         source = max(work.checkpoint.reading_bytes(name) for name in matrix.sources)
         is_streamed = matrix.is_table and matrix.stored.kind.is_dense
         yield source + (0 if is_streamed else sum(spec.nbytes for spec in matrix.tensors()))
-
-
-METHODS: dict[str, MethodCost] = {
-    "none": rtn_cost,
-    "rtn": rtn_cost,
-    "search": rtn_cost,
-    "calibrated": rtn_cost,
-    "gptq": rtn_cost,
-}
-"""The cost of each method, by the name that a recipe has for it."""

@@ -171,7 +171,7 @@ def test_perplexity(model: Path, tmp_path: Path) -> None:
 
 def test_convert(mini_checkpoint: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.l2q"
-    first = run_convert(mini_checkpoint, "-o", output)
+    first = run_convert(mini_checkpoint, "-o", output, "--method", "rtn")
     assert first.returncode == 0
     assert first.stdout == f"{output}\n"
     assert output.read_bytes() == model.read_bytes()

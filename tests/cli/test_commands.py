@@ -193,7 +193,7 @@ def test_convert_says_beforehand_what_it_takes(mini_checkpoint: Path, tmp_path: 
     values = json.loads(run_convert(mini_checkpoint, "-o", output, "--dry-run", "--json").stdout)
     assert values["fits"] is True
     assert not output.exists()
-    real = run_convert(mini_checkpoint, "-o", output)
+    real = run_convert(mini_checkpoint, "-o", output, "--method", "rtn")
     assert real.stderr.startswith(dry.stdout.removeprefix(f"{output}: ").partition(", about ")[0])
     assert values["output_bytes"] == output.stat().st_size
     refused = run_convert(mini_checkpoint, "-o", output, "--dry-run")

@@ -1,6 +1,6 @@
 """Measures conversions against a cold copy of the same files.
 
-    python3 tools/bench_convert.py DIR --setting quant=int4 --setting quant=int8,group_size=32
+    python3 tools/bench_convert.py DIR --setting method=rtn --setting quant=int8,group_size=32
 
 Per round it reads the files, copies them with `dd bs=16M conv=fsync`, and converts them once per
 setting, each time after the system has dropped the files from memory. A setting names arguments of
@@ -59,13 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="a checkpoint")
     parser.add_argument(
         "--setting", action="append", type=parse_setting, metavar="NAME=VALUE,...",
-        help="arguments of llama2q.convert; may be repeated; default: quant=int4",
+        help="arguments of llama2q.convert; may be repeated; default: method=rtn",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=1, help="of which medians are printed")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="where copies and outputs go")
     parser.add_argument("--no-copy", action="store_true", help="convert only")
     chosen = parser.parse_args(arguments)
-    settings: list[dict[str, Any]] = chosen.setting or [{"quant": "int4"}]
+    settings: list[dict[str, Any]] = chosen.setting or [{"method": "rtn"}]
     try:
         with tempfile.TemporaryDirectory(dir=chosen.scratch) as scratch:
             measure(chosen.folder, settings, chosen.rounds, Path(scratch), copy=not chosen.no_copy)

@@ -173,7 +173,7 @@ def test_perplexity(model: Path, tmp_path: Path) -> None:
 
 def test_convert(mini_checkpoint: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.l2q"
-    first = run_convert(mini_checkpoint, "-o", output)
+    first = run_convert(mini_checkpoint, "-o", output, "--method", "rtn")
     assert first.returncode == 0
     assert first.stdout == f"{output}\n"
     assert output.read_bytes() == model.read_bytes()
@@ -195,7 +195,7 @@ def test_convert_says_beforehand_what_it_takes(mini_checkpoint: Path, tmp_path: 
     values = json.loads(run_convert(mini_checkpoint, "-o", output, "--dry-run", "--json").stdout)
     assert values["fits"] is True
     assert not output.exists()
-    real = run_convert(mini_checkpoint, "-o", output)
+    real = run_convert(mini_checkpoint, "-o", output, "--method", "rtn")
     assert real.stderr.startswith(dry.stdout.removeprefix(f"{output}: ").partition(", about ")[0])
     assert values["output_bytes"] == output.stat().st_size
     refused = run_convert(mini_checkpoint, "-o", output, "--dry-run")

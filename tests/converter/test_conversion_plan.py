@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,14 @@ import make_synthetic
 from converter.hf_files import hf_folder
 from converter.lora_files import low_rank, modules_named, write_adapter
 from converter.pth_files import Make
-from llama2q.converter.costs import METHODS, OVERHEAD_BYTES, Cost, Work, rtn_cost
+from llama2q.calibrate.text import default_text
+from llama2q.converter.calibration_cost import KEPT_BYTES, Speeds, calibrated_cost, gptq_cost
+from llama2q.converter.conversion_plan import METHODS
+from llama2q.converter.costs import OVERHEAD_BYTES, Cost, Work, rtn_cost
 from llama2q.converter.probe import Rates, kind_of
 from llama2q.errors import CorruptShardError, InvalidArgumentError, TensorSetError
 from llama2q.format.layout import MatrixSpec, model_parts
-from llama2q.format.reader import L2qFile
+from llama2q.format.recipe import METHODS as recipe_methods
 from llama2q.format.recipe import Recipe
 from synthetic_shapes import SHAPES, SyntheticShape
 
@@ -33,8 +37,8 @@ def test_sizes_are_exact(
     mini_checkpoint: Path, tmp_path: Path, quant: str, group_size: int
 ) -> None:
     path = tmp_path / "x.l2q"
-    method = "search" if quant == "int4" else None
-    arguments = {"quant": quant, "group_size": group_size, "method": method}
+    arguments: dict[str, Any] = {"quant": quant, "group_size": group_size}
+    arguments["method"] = "rtn" if quant == "int4" else None
     plan = llama2q.plan_conversion(mini_checkpoint, path, **arguments)
     assert list(tmp_path.iterdir()) == []
     report = llama2q.convert(mini_checkpoint, path, **arguments)
@@ -52,9 +56,9 @@ def test_shards_and_other_forms(
     make: Make, split_small: Callable[[int], Path], tmp_path: Path
 ) -> None:
     for source in (split_small(2), hf_folder(tmp_path / "hf", make())):
-        path = tmp_path / "x.l2q"
-        plan = llama2q.plan_conversion(source, path, group_size=32, method="rtn")
-        report = llama2q.convert(source, path, group_size=32, method="rtn", overwrite=True)
+        arguments: dict[str, Any] = {"group_size": 32, "method": "rtn"}
+        plan = llama2q.plan_conversion(source, tmp_path / "x.l2q", **arguments)
+        report = llama2q.convert(source, tmp_path / "x.l2q", **arguments, overwrite=True)
         assert plan.output_bytes == report.output_bytes
         assert plan.notes == report.notes
 
@@ -113,9 +117,9 @@ def test_an_interrupted_conversion(mini_checkpoint: Path, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        llama2q.convert(folder, path, method="rtn", progress=stop)
+        llama2q.convert(folder, path, progress=stop)
     files = {child.name: child.stat().st_size for child in tmp_path.iterdir() if child.is_file()}
-    plan = llama2q.plan_conversion(folder, path, method="rtn")
+    plan = llama2q.plan_conversion(folder, path)
     assert plan.finished_bytes == started[-1][0] > 0
     assert "goes on after" in str(plan)
     assert files == {
@@ -128,49 +132,45 @@ def test_an_interrupted_conversion(mini_checkpoint: Path, tmp_path: Path) -> Non
 
 
 # Matrices of 8 to 21 MB in bf16, holes on the disk: far above what modules and buffers take.
-WIDE = SyntheticShape(dim=2048, n_layers=2, n_heads=16, multiple_of=256, vocab_size=4096)
-_MARGIN = 40 * 2**20
+WIDE = SyntheticShape(dim=2048, n_layers=1, n_heads=16, multiple_of=256, vocab_size=4096)
+_MARGIN = 64 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
 @pytest.mark.parametrize(
-    ("n_shards", "quant", "method", "lora"),
+    ("n_shards", "arguments"),
     [
-        (1, "int4", "search", False),
-        (1, "none", None, False),
-        (4, "int8", None, False),
-        (1, "int4", "rtn", True),
-        pytest.param(1, "int4", "calibrated", False, marks=pytest.mark.slow),
-        pytest.param(1, "int4", "gptq", False, marks=pytest.mark.slow),
+        (1, {"quant": "none"}),
+        (4, {"quant": "int8"}),
+        (1, {"method": "rtn"}),
+        (1, {"method": "rtn", "lora": "adapter"}),
+        (1, {"method": "search"}),
+        (1, {"method": "calibrated", "calibration_text": "text"}),
+        pytest.param(1, {"method": "gptq", "calibration_text": "text"}, marks=pytest.mark.slow),
+        pytest.param(2, {"method": "gptq", "calibration_text": "text"}, marks=pytest.mark.slow),
     ],
 )
 def test_memory_is_a_bound(
-    mini_checkpoint: Path,
-    tmp_path: Path,
-    n_shards: int,
-    quant: str,
-    method: str | None,
-    lora: bool,
+    mini_checkpoint: Path, tmp_path: Path, n_shards: int, arguments: dict[str, Any]
 ) -> None:
     """The peak of a process that converts: at most the bound, and near to it."""
     source, path, adapter = tmp_path / "wide", tmp_path / "x.l2q", tmp_path / "adapter"
     tokenizer = (mini_checkpoint / "tokenizer.model").read_bytes()
     make_synthetic.write_meta(WIDE, tokenizer, source, n_shards, 0, sparse=True)
-    adapters = []
-    if lora:
-        targets = ["q_proj", "up_proj", "down_proj"]
-        modules = modules_named(WIDE.config, targets)
-        adapters = [
-            write_adapter(adapter, low_rank(WIDE.config, modules, 2), r=2, target_modules=targets)
-        ]
-    plan = llama2q.plan_conversion(
-        source, path, quant=quant, method=method, lora=adapter if lora else None, n_threads=2
-    )
+    (tmp_path / "text").write_text(default_text()[:8000], encoding="utf-8")
+    targets = ["q_proj", "up_proj", "down_proj"]
+    factors = low_rank(WIDE.config, modules_named(WIDE.config, targets), 2)
+    write_adapter(adapter, factors, r=2, target_modules=targets)
+    for name in {"lora", "calibration_text"} & arguments.keys():
+        arguments = {**arguments, name: str(tmp_path / arguments[name])}
+    arguments["n_threads"] = 2
+    plan = llama2q.plan_conversion(source, path, **arguments)
     probe = Path(__file__).with_name("memory_of_conversion.py")
-    command = [sys.executable, probe, source, path, quant, method or "", *adapters]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=600)
+    command = [sys.executable, probe, source, path, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=300)
     grown = int(done.stdout)
-    assert grown <= plan.memory_bytes <= grown + _MARGIN
+    kept = KEPT_BYTES if "calibration_text" in arguments else 0
+    assert grown <= plan.memory_bytes <= grown + kept + _MARGIN
 
 
 def work(checkpoint: object, **changes: object) -> Work:
@@ -189,6 +189,8 @@ def work(checkpoint: object, **changes: object) -> Work:
         "n_threads": 2,
         "n_cpus": 2,
         "merged_terms": 0,
+        "method": "rtn",
+        "n_tokens": 0,
         "rates": rates(matrices),
     }
     return Work(**(values | changes))  # type: ignore[arg-type]
@@ -205,6 +207,9 @@ def rates(matrices: tuple[MatrixSpec, ...], weights: float = 1e9, **changes: flo
 
 class OneShard:
     """A checkpoint in bf16 whose tensors are views."""
+
+    config = SHAPES["7b"].config
+    dtype = "bf16"
 
     def reading_bytes(self, name: str) -> int:
         rows = {"w2": 4096, "tok_embeddings": 32000, "output": 32000}.get(name.split(".")[-2])
@@ -233,6 +238,35 @@ def test_cost_of_rounding() -> None:
     assert rtn_cost(resumed).seconds < rtn_cost(work(OneShard(), n_cpus=1)).seconds
 
 
+def test_costs_of_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the operations of 7B's 32 layers on 10,240 tokens."""
+    speeds = Speeds(dense=1e11, int4=4e11, gemm=2e11, weights=1e8)
+    monkeypatch.setattr(Speeds, "measured", classmethod(lambda cls, *arguments: speeds))
+    n, d, h, layers = 10_240, 4096, 11_008, 32
+    weights = layers * d * (4 * d + 3 * h)
+    calibrated = work(OneShard(), method="calibrated", n_tokens=n)
+    rest = rtn_cost(calibrated)
+    cost = calibrated_cost(calibrated)
+    assert cost.seconds == pytest.approx(rest.seconds + 2 * n * weights / 4e11 + weights / 1e8)
+    gptq = work(OneShard(), method="gptq", n_tokens=n)
+    products = n * (3 * d * d + h * h) + 2 * n * (d + h) * d
+    factors = (3 * d**3 + h**3) / 3
+    feedback = d * d * (3 * d + 2 * h) + 2 * (d * d * d + d * h * h)
+    expected = (
+        2 * n * weights * (1 / 4e11 + 1 / 1e11)
+        + layers * 2 * n * (d + h) * d / 1e11
+        + layers * (products + factors + feedback) / 2e11
+        + weights / 1e8
+    )
+    cost = gptq_cost(gptq)
+    assert cost.seconds == pytest.approx(rest.seconds + expected)
+    # w2: two streams, inputs of all tokens, H and its blocks, correction, w2 twice, feedback, codes
+    bound = 8 * n * d + 4 * (n * h + h * h + h * d) + 2 * 2 * h * d
+    assert bound < cost.memory_bytes < 1.3 * bound
+    half = gptq_cost(work(OneShard(), method="gptq", n_tokens=n, share_left=0.5))
+    assert cost.seconds / 2 < half.seconds < cost.seconds
+
+
 def test_the_method_decides(
     mini_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,10 +276,8 @@ def test_the_method_decides(
     assert "about 76 minutes" in str(plan)
 
 
-def test_every_method_of_a_file_has_a_cost(convert_mini: Callable[..., Path]) -> None:
-    for quant in QUANTS:
-        with L2qFile(convert_mini(quant=quant)) as file:
-            assert file.recipe.method in METHODS
+def test_every_method_has_a_cost() -> None:
+    assert set(METHODS) == {*recipe_methods, "none"}
 
 
 def test_to_dict(mini_checkpoint: Path, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def test_instruction_sets(
     convert_mini: Callable[..., Path], mini_checkpoint: Path, tmp_path: Path, isa: str
 ) -> None:
     path = tmp_path / "x.l2q"
-    code = f"import llama2q; llama2q.convert({str(mini_checkpoint)!r}, {str(path)!r}, n_threads=1)"
+    arguments = f"{str(mini_checkpoint)!r}, {str(path)!r}, method='rtn', n_threads=1"
+    code = f"import llama2q; llama2q.convert({arguments})"
     environment = {**os.environ, "LLAMA2Q_ISA": isa}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
     assert path.read_bytes() == convert_mini().read_bytes()

@@ -9,17 +9,17 @@ from typing import Any
 
 from llama2q import _core, memory
 from llama2q.config import ModelConfig
-from llama2q.converter.calibration_cost import CalibrationRates
+from llama2q.converter.calibration_cost import calibrated_cost, gptq_cost
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
-from llama2q.converter.costs import METHODS, CalibrationWork, Cost, Work
+from llama2q.converter.costs import Cost, MethodCost, Work, rtn_cost
 from llama2q.converter.job import Job, Options, open_job
 from llama2q.converter.lora import MergedCheckpoint
 from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
 from llama2q.errors import Llama2qError
 from llama2q.format.journal import Journal
-from llama2q.format.layout import LAYER_MATRICES, MatrixSpec, model_parts
+from llama2q.format.layout import MatrixSpec, model_parts
 from llama2q.format.outline import (
     Outline,
     check_disk_room,
@@ -30,6 +30,15 @@ from llama2q.format.outline import (
 from llama2q.format.recipe import Recipe
 from llama2q.format.writer import refuse_existing
 from llama2q.memory import format_size
+
+METHODS: dict[str, MethodCost] = {
+    "none": rtn_cost,
+    "rtn": rtn_cost,
+    "search": rtn_cost,
+    "calibrated": calibrated_cost,
+    "gptq": gptq_cost,
+}
+"""The cost of each method, by the name that a recipe has for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,21 +226,11 @@ def _cost(
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
         merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, MergedCheckpoint) else 0,
+        method=job.recipe.method,
+        n_tokens=0 if job.calibration is None else sum(map(len, job.calibration.windows)),
         rates=probe(matrices, checkpoint.dtype, largest, _core, n_threads, job.recipe.method),
-        calibration=_calibration_work(job, n_threads or _core.default_threads()),
     )
     return METHODS[job.recipe.method](work)
-
-
-def _calibration_work(job: Job, n_threads: int) -> CalibrationWork | None:
-    if job.calibration is None:
-        return None
-    stored = job.recipe.tensors[f"layers.0.{LAYER_MATRICES[0]}"]
-    return CalibrationWork(
-        method=job.recipe.method,
-        n_tokens=sum(map(len, job.calibration.windows)),
-        rates=CalibrationRates.measure(stored, n_threads),
-    )
 
 
 def _obstacles(path: Path, outline: Outline, *, overwrite: bool) -> tuple[str, ...]:

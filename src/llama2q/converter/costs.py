@@ -6,13 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from llama2q.converter.calibration_cost import (
-    CalibrationRates,
-    calibrated_bytes,
-    calibrated_seconds,
-    gptq_bytes,
-    gptq_seconds,
-)
 from llama2q.converter.forms import Checkpoint
 from llama2q.converter.probe import Rates, kind_of
 from llama2q.format.layout import MatrixSpec
@@ -40,15 +33,6 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationWork:
-    """What a calibration runs, and how fast this machine does it."""
-
-    method: str
-    n_tokens: int
-    rates: CalibrationRates
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """A conversion as far as its cost depends on it.
 
@@ -68,10 +52,12 @@ class Work:
         Threads of the quantizers, and CPUs that the process may use.
     merged_terms : int
         Products of an adapter that are added to weights.
+    method : str
+        The recipe's.
+    n_tokens : int
+        Of the text that runs through the model; 0 if none does.
     rates : Rates
         Of this machine.
-    calibration : CalibrationWork or None
-        Where the method runs a text through the model.
     """
 
     checkpoint: Checkpoint
@@ -83,8 +69,9 @@ class Work:
     n_threads: int
     n_cpus: int
     merged_terms: int
+    method: str
+    n_tokens: int
     rates: Rates
-    calibration: CalibrationWork | None = None
 
 
 class MethodCost(Protocol):
@@ -95,7 +82,7 @@ class MethodCost(Protocol):
 
 
 def rtn_cost(work: Work) -> Cost:
-    """Return the cost of rounding to nearest, and of keeping the checkpoint's own numbers.
+    """Return the cost of encoding each matrix by itself: round to nearest, scale search, dense.
 
     Memory: `encode_matrix` goes through the sources of a matrix one after the other; with the last
     one in memory, as mapped pages or assembled from shards, it holds the codes and scales of all of
@@ -134,28 +121,3 @@ def _held_bytes(work: Work) -> Iterator[int]:
         source = max(work.checkpoint.reading_bytes(name) for name in matrix.sources)
         is_streamed = matrix.is_table and matrix.stored.kind.is_dense
         yield source + (0 if is_streamed else sum(spec.nbytes for spec in matrix.tensors()))
-
-
-def calibrated_cost(work: Work) -> Cost:
-    """Return the cost of running a text through the model beside rounding it."""
-    config, calibration = work.checkpoint.config, work.calibration
-    if calibration is None:
-        return rtn_cost(work)
-    rounding = rtn_cost(work)
-    if calibration.method == "gptq":
-        memory = gptq_bytes(config, calibration.n_tokens, work.n_threads)
-        seconds = gptq_seconds(config, calibration.n_tokens, calibration.rates)
-    else:
-        memory = calibrated_bytes(config, calibration.n_tokens)
-        seconds = calibrated_seconds(config, calibration.n_tokens, calibration.rates)
-    return Cost(rounding.memory_bytes + memory, rounding.seconds + work.share_left * seconds)
-
-
-METHODS: dict[str, MethodCost] = {
-    "none": rtn_cost,
-    "rtn": rtn_cost,
-    "search": rtn_cost,
-    "calibrated": calibrated_cost,
-    "gptq": calibrated_cost,
-}
-"""The cost of each method, by the name that a recipe has for it."""

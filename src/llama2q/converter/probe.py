@@ -79,9 +79,9 @@ def probe(
     quantizers : Quantizers
     n_threads : int or None
     method : str
-        The recipe's.
+        As of `encode_matrix`.
     """
-    sample = _sample(dtype)
+    sample = random_weights(dtype, _SAMPLE_SHAPE)
     data = sample.data.cast("B")
     factors = np.ones((sample.shape[0], _TERMS)), np.ones((_TERMS, sample.shape[1]))
     threads = n_threads or _core.default_threads()
@@ -98,30 +98,30 @@ def probe(
                 for _ in chunks:
                     pass
 
-        weights[kind] = sample.size / _seconds(encode)
+        weights[kind] = sample.size / seconds_of(encode)
     return Rates(
         weights=weights,
         merged_terms=_TERMS
         * sample.size
-        / _seconds(lambda: merge(sample, factors, "f32", threads)),
-        sha256=data.nbytes / _seconds(lambda: hashlib.sha256(data)),
-        md5=data.nbytes / _seconds(lambda: hashlib.md5(data, usedforsecurity=False)),
-        crc32=data.nbytes / _seconds(lambda: zlib.crc32(data)),
-        copy=data.nbytes / _seconds(data.tobytes),
+        / seconds_of(lambda: merge(sample, factors, "f32", threads)),
+        sha256=data.nbytes / seconds_of(lambda: hashlib.sha256(data)),
+        md5=data.nbytes / seconds_of(lambda: hashlib.md5(data, usedforsecurity=False)),
+        crc32=data.nbytes / seconds_of(lambda: zlib.crc32(data)),
+        copy=data.nbytes / seconds_of(data.tobytes),
         read=_read_rate(largest),
     )
 
 
-def _sample(dtype: str) -> NDArray[Any]:
+def random_weights(dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
     """Return weights like a model's; the values do not change the speed."""
     values = np.random.default_rng(0).standard_normal(1 << 16, dtype=np.float32)
-    sample = np.resize(values * np.float32(0.02), _SAMPLE_SHAPE)
+    sample = np.resize(values * np.float32(0.02), shape)
     if dtype == "bf16":
         return (sample.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return sample.astype(np.float16) if dtype == "f16" else sample
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
     """Return the time of the faster of two runs: the first one finds caches and threads cold."""
     best = float("inf")
     for _ in range(2):

@@ -29,16 +29,20 @@ if TYPE_CHECKING:
     from llama2q.converter.converter import ConvertReport, convert
     from llama2q.evaluate.compare import compare
     from llama2q.evaluate.comparison import Comparison
+    from llama2q.export.gguf import export_gguf
+    from llama2q.export.report import ExportReport
 else:
     _LATER = {
         "Comparison": "llama2q.evaluate.comparison",
         "ConvertReport": "llama2q.converter.converter",
+        "ExportReport": "llama2q.export.report",
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
+        "export_gguf": "llama2q.export.gguf",
     }
 
     def __getattr__(name: str) -> Any:
-        """Import what converts and compares when it is first asked for; few who generate do."""
+        """Import what converts, compares and exports when it is first asked for; few who generate do."""
         if name in _LATER:
             return getattr(import_module(_LATER[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -49,6 +53,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "ConvertReport",
+    "ExportReport",
     "Llama",
     "Llama2qError",
     "Logprob",
@@ -64,6 +69,7 @@ __all__ = [
     "compare",
     "convert",
     "errors",
+    "export_gguf",
     "load",
     "plan",
 ]

@@ -42,7 +42,7 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
-        """Import what converts, compares and exports when it is first asked for; few who generate do."""
+        """Import what few who generate need, which converts and compares, when it is asked for."""
         if name in _LATER:
             return getattr(import_module(_LATER[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,8 @@
 Source: ggml-org/ggml, `ggml-common.h` (block_q4_0, block_iq4_nl, block_q8_0) and the functions
 `dequantize_row_*` of `ggml-quants.c`. A block is a float16 scale d and 32 codes:
 
-- Q4_0: element = (code - 8) * d, our uniform grid; IQ4_NL: element = table[code] * d, our nonuniform
-  grid. Byte i holds element i in its low nibble and element i + 16 in its high one.
+- Q4_0: element = (code - 8) * d, our uniform grid; IQ4_NL: element = table[code] * d, our
+  nonuniform grid. Byte i holds element i in its low nibble and element i + 16 in its high one.
 - Q8_0: element = code * d, code int8.
 
 All are products of the same two numbers as ours, so the weights are equal bit for bit.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llama2q.evaluate.compare import compare
     from llama2q.evaluate.comparison import Comparison
     from llama2q.export.gguf import export_gguf
+    from llama2q.export.mlx import export_mlx
     from llama2q.export.report import ExportReport
 else:
     _LATER = {
@@ -39,6 +40,7 @@ else:
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
         "export_gguf": "llama2q.export.gguf",
+        "export_mlx": "llama2q.export.mlx",
     }
 
     def __getattr__(name: str) -> Any:
@@ -70,6 +72,7 @@ __all__ = [
     "convert",
     "errors",
     "export_gguf",
+    "export_mlx",
     "load",
     "plan",
 ]

@@ -9,13 +9,17 @@ import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_json
 from llama2q.cli.options import Json, ModelFile
+from llama2q.errors import InvalidArgumentError
 
 
 def export(
     file: ModelFile,
     gguf: Annotated[
-        Path, typer.Option("--gguf", metavar="OUT", help="Write a GGUF file, for llama.cpp.")
-    ],
+        Path | None, typer.Option(metavar="OUT", help="Write a GGUF file, for llama.cpp.")
+    ] = None,
+    mlx: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a folder for MLX, a Mac's GPU.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     json: Json = False,
 ) -> None:
@@ -24,7 +28,12 @@ def export(
         import llama2q
 
         with ProgressBar("exporting", "bytes") as bar:
-            report = llama2q.export_gguf(file, gguf, overwrite=force, progress=bar)
+            if gguf is not None and mlx is None:
+                report = llama2q.export_gguf(file, gguf, overwrite=force, progress=bar)
+            elif mlx is not None and gguf is None:
+                report = llama2q.export_mlx(file, mlx, overwrite=force, progress=bar)
+            else:
+                raise InvalidArgumentError("give either --gguf OUT or --mlx DIR")
         if json:
             print_json(
                 {

@@ -22,7 +22,7 @@ from llama2q.export.gguf_container import BLOCK, GgufTensor, GgufType
 from llama2q.export.gguf_metadata import metadata_of
 from llama2q.export.output_file import Progress, StreamedTensor, write_file
 from llama2q.export.report import ExportReport
-from llama2q.export.rows import dense_rows, quantized_rows
+from llama2q.export.rows import code_rows, dense_rows, release, scale_rows
 from llama2q.format.layout import INV_FREQ, TOKENIZER, MatrixSpec, TensorSpec, model_parts
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, OUTPUT, TensorType
@@ -156,10 +156,10 @@ def _chunks(file: L2qFile, matrix: MatrixSpec, source: str) -> Iterator[NDArray[
         yield from dense_rows(file, matrix, source)
     else:
         blocks = int4_blocks if matrix.stored.type == "int4" else int8_blocks
-        for codes, scales in quantized_rows(file, matrix, source):
-            yield blocks(codes, block_scales(scales, group_size, matrix.cols))
-    for tensor in matrix.tensors():
-        file.release(tensor.name)
+        codes, scales = code_rows(file, matrix, source), scale_rows(file, matrix, source)
+        for part, part_scales in zip(codes, scales, strict=True):
+            yield blocks(part, block_scales(part_scales, group_size, matrix.cols))
+    release(file, matrix)
 
 
 def _type_of(stored: TensorType) -> GgufType:

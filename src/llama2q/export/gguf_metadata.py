@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llama2q.errors import ExportError, TokenizerError
 from llama2q.export.gguf_container import ALIGNMENT, GgufType, Value
+from llama2q.export.licence import licence_text
 from llama2q.export.pieces import PieceModel, read_pieces
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.metadata import Metadata
@@ -67,10 +68,8 @@ def _licence(metadata: Metadata) -> dict[str, Value]:
         values["general.license"] = "llama2"
         values["general.license.name"] = "LLAMA 2 Community License"
         values["general.license.link"] = "https://ai.meta.com/llama/license/"
-        values["general.license.attribution"] = metadata.attribution
-    if metadata.licences:
-        texts = (f"==> {name} <==\n{text}" for name, text in sorted(metadata.licences.items()))
-        values["general.license.text"] = "\n\n".join(texts)
+    if (text := licence_text(metadata)) is not None:
+        values["general.license.text"] = text
     return values
 
 

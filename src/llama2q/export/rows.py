@@ -1,4 +1,4 @@
-"""A matrix of a `.l2q` file row by row, a few MiB at a time."""
+"""A matrix of a `.l2q` file row by row, without padding, a few MiB at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _CHUNK_WEIGHTS = 1 << 22
 """Weights that are unpacked at once."""
 
 
-def quantized_rows(
-    file: L2qFile, matrix: MatrixSpec, source: str, *, together: int = 1
-) -> Iterator[tuple[NDArray[Any], NDArray[np.float16]]]:
-    """Yield the codes and scales of consecutive rows, without padding.
+def code_rows(
+    file: L2qFile, matrix: MatrixSpec, source: str, together: int = 1
+) -> Iterator[NDArray[Any]]:
+    """Yield the codes of consecutive rows.
 
     Parameters
     ----------
@@ -31,53 +31,60 @@ def quantized_rows(
     source : str
         One of `matrix.sources`.
     together : int
-        Rows that must not be parted: every chunk but the last holds a multiple of them.
+        Rows that must not be parted: every chunk but the last has a multiple of them.
 
     Yields
     ------
-    codes : (n, cols)
+    (n, cols)
         uint8 in [0, 15] for int4, the values themselves as int8 for int8.
-    scales : float16, (n, ceil(cols / group_size))
     """
-    codes, scales = (_of_source(file, matrix, source, f) for f in (".codes", ".scales"))
-    for first, stop in _chunks(matrix, together):
-        if matrix.is_table:
-            yield codes[first:stop], scales[first:stop]
-            continue
-        bands = slice(first // BAND_ROWS, -(-stop // BAND_ROWS))
-        unpack = int4.unpack if matrix.stored.type == "int4" else _unpack_int8
-        yield (
-            unpack(codes[bands])[: stop - first, : matrix.cols],
-            from_bands(scales[bands, :, :, None])[: stop - first],
-        )
+    unpack = int4.unpack if matrix.stored.type == "int4" else _unpack_int8
+    for codes, n_rows in _chunks(file, matrix, source, ".codes", together):
+        rows = codes if matrix.is_table else unpack(codes)
+        yield rows[:n_rows, : matrix.cols]
+
+
+def scale_rows(
+    file: L2qFile, matrix: MatrixSpec, source: str, together: int = 1
+) -> Iterator[NDArray[np.float16]]:
+    """Yield the scales of the same rows as `code_rows`: float16, (n, ceil(cols / group_size))."""
+    for scales, n_rows in _chunks(file, matrix, source, ".scales", together):
+        yield (scales if matrix.is_table else _unpack_columns(scales))[:n_rows]
 
 
 def dense_rows(
-    file: L2qFile, matrix: MatrixSpec, source: str, *, together: int = 1
+    file: L2qFile, matrix: MatrixSpec, source: str, together: int = 1
 ) -> Iterator[NDArray[Any]]:
-    """Yield consecutive rows of a dense matrix, as `quantized_rows` does: (n, cols), own dtype."""
-    values = _of_source(file, matrix, source, "")
-    for first, stop in _chunks(matrix, together):
-        if matrix.is_table:
-            yield values[first:stop]
-        else:
-            bands = slice(first // BAND_ROWS, -(-stop // BAND_ROWS))
-            yield from_bands(values[bands, :, :, None])[: stop - first]
+    """Yield consecutive rows of a dense matrix, cut as `code_rows` does: (n, cols), own dtype."""
+    for values, n_rows in _chunks(file, matrix, source, "", together):
+        yield (values if matrix.is_table else _unpack_columns(values))[:n_rows]
 
 
-def _of_source(file: L2qFile, matrix: MatrixSpec, source: str, suffix: str) -> NDArray[Any]:
-    """View the part of a stored array that belongs to one source, whose bands alternate."""
-    return file.array(matrix.name + suffix)[matrix.sources.index(source) :: len(matrix.sources)]
+def release(file: L2qFile, matrix: MatrixSpec) -> None:
+    """Give back the pages of a matrix."""
+    for tensor in matrix.tensors():
+        file.release(tensor.name)
 
 
-def _chunks(matrix: MatrixSpec, together: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each chunk, at the start of a band, and the row behind it."""
+def _chunks(
+    file: L2qFile, matrix: MatrixSpec, source: str, suffix: str, together: int
+) -> Iterator[tuple[NDArray[Any], int]]:
+    """Yield parts of a stored array, as stored, and how many rows of each are no padding."""
+    array = file.array(matrix.name + suffix)
+    array = array[matrix.sources.index(source) :: len(matrix.sources)]  # its bands alternate
     unit = math.lcm(BAND_ROWS, together)
-    n_rows = max(1, _CHUNK_WEIGHTS // (matrix.cols * unit)) * unit
-    for first in range(0, matrix.rows, n_rows):
-        yield first, min(first + n_rows, matrix.rows)
+    step = max(1, _CHUNK_WEIGHTS // (matrix.cols * unit)) * unit
+    for first in range(0, matrix.rows, step):
+        stop = min(first + step, matrix.rows)
+        height = 1 if matrix.is_table else BAND_ROWS
+        yield array[first // height : -(-stop // height)], stop - first
 
 
 def _unpack_int8(codes: NDArray[np.int8]) -> NDArray[np.int8]:
     rows: NDArray[np.int8] = from_bands(codes.reshape(*codes.shape[:2], BAND_ROWS, -1))
     return rows
+
+
+def _unpack_columns(banded: NDArray[Any]) -> NDArray[Any]:
+    """Dense values or scales (n_bands, n, 16) to rows (16 n_bands, n)."""
+    return from_bands(banded[..., None])

@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from llama2q.errors import ExportError, InvalidArgumentError
+from llama2q.errors import ExportError
 from llama2q.export import gguf_container as container
 from llama2q.export.gguf_blocks import block_scales, int4_blocks, int8_blocks
 from llama2q.export.gguf_container import BLOCK, GgufTensor, GgufType
@@ -93,8 +93,6 @@ def export_gguf(
     start = time.perf_counter()
     path = Path(dst)
     with L2qFile(src) as file:
-        if path.exists() and path.samefile(file.path):
-            raise InvalidArgumentError(f"{path} is the file to export; give another name")
         plan = list(_plan(file))
         metadata, notes = metadata_of(file, _main_type(file))
         size = write_file(
@@ -102,6 +100,7 @@ def export_gguf(
             container.build_header(metadata, (entry for entry, _ in plan)),
             [tensor for _, tensor in plan],
             alignment=container.ALIGNMENT,
+            source=file.path,
             overwrite=overwrite,
             progress=progress,
         )

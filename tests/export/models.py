@@ -99,6 +99,7 @@ def write_extreme(
     dtype: str = "f32",
     largest: float = 65504.0,
     licences: dict[str, str] | None = None,
+    template: str = "base",
     tokenizer_model: bytes | None = None,
 ) -> Path:
     """Write a model of random codes and extreme scales, or of any finite numbers; return `path`.
@@ -121,7 +122,7 @@ def write_extreme(
         return rng.normal(1, 0.1, spec.shape).astype(np.float16).astype(np.float32)
 
     recipe = Recipe.for_model(config, quant, group_size=group_size, grid=grid, dtype=dtype)
-    metadata = Metadata(config, recipe, licences=licences or {})
+    metadata = Metadata(config, recipe, template, licences or {})
     model = tokenizer(config.vocab_size) if tokenizer_model is None else tokenizer_model
     with Writer(path, metadata, model, overwrite=True) as writer:
         write_model(writer, encode, norm)

@@ -20,6 +20,7 @@ from llama2q.errors import (
     OutputExistsError,
     TokenizerError,
 )
+from llama2q.export.chat_templates import CHAT_TEMPLATES
 from llama2q.format import L2qFile
 from llama2q.format.metadata import ATTRIBUTION
 from numpy_quantizers import SMALL
@@ -130,6 +131,14 @@ def test_metadata(tmp_path: Path) -> None:
         assert len(found) == 37
         assert found[: len(PIECES)] == [piece[index] for piece in PIECES]
     assert reader.get_field("general.license") is None
+    assert reader.get_field("tokenizer.chat_template") is None
+
+
+@pytest.mark.parametrize("template", ["llama2-chat", "vicuna", "zephyr", "chatml"])
+def test_chat_template(tmp_path: Path, template: str) -> None:
+    source = write_extreme(tmp_path / "x.l2q", "int8", template=template)
+    reader = GGUFReader(llama2q.export_gguf(source, tmp_path / "x.gguf").path)
+    assert value(reader, "tokenizer.chat_template") == CHAT_TEMPLATES[template]
 
 
 def test_tokenizer_of_the_demo_model(

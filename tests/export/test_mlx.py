@@ -13,6 +13,7 @@ from safetensors import safe_open
 import llama2q
 from export.models import ODD, WHOLE, tokenizer, write_extreme
 from llama2q.errors import ExportError, InvalidArgumentError, OutputExistsError
+from llama2q.export.chat_templates import CHAT_TEMPLATES
 from llama2q.format.metadata import ATTRIBUTION
 from reference_weights import load_l2q, widen_bf16
 
@@ -140,8 +141,9 @@ def test_norms_that_float16_cannot_hold_stay_float32(tmp_path: Path) -> None:
 def test_files(tmp_path: Path) -> None:
     texts = {"LICENSE.txt": "LLAMA 2 COMMUNITY LICENSE AGREEMENT\n"}
     source = write_extreme(
-        tmp_path / "x.l2q", "int4", config=WHOLE, grid="uniform", licences=texts, largest=511.5
-    )
+        tmp_path / "x.l2q", "int4", config=WHOLE, grid="uniform", licences=texts, largest=511.5,
+        template="llama2-chat",
+    )  # fmt: skip
     folder = llama2q.export_mlx(source, tmp_path / "x").path
     assert sorted(file.name for file in folder.iterdir()) == sorted([*FILES, "LICENSES.txt"])
     assert texts["LICENSE.txt"] in (folder / "LICENSES.txt").read_text()
@@ -161,6 +163,7 @@ def test_files(tmp_path: Path) -> None:
     assert {key: config[key] for key in expected} == expected
     words = json.loads((folder / "tokenizer_config.json").read_text())
     assert (words["bos_token"], words["eos_token"], words["unk_token"]) == ("<s>", "</s>", "<unk>")
+    assert words["chat_template"] == CHAT_TEMPLATES["llama2-chat"]
     with safe_open(folder / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "mlx"}
         assert file.get_tensor("lm_head.weight").dtype == np.uint32

@@ -2,9 +2,10 @@
 
 Converts a checkpoint in every recipe whose weights GGUF can hold, exports each and compares
 llama.cpp's predictions with ours: mean KL divergence over windows of a text. Both hold the same
-weights; what is left is how activations and the KV cache are rounded. So beside it stand two more
-figures of the same weights: what our int8 activations cost (against float32 ones) and how far
-llama.cpp is from float32 activations. Needs the package llama-cpp-python.
+weights; what is left is how activations and the KV cache are rounded. So beside it stand three more
+figures of the same weights: how far either is from float32 activations, and how far our own engine
+moves when nothing but the type of its KV cache changes, from f16 to f32: any small change makes
+other activations round up or down. Needs the package llama-cpp-python.
 
     python3 tools/check_gguf.py tests/data/mini --text wikitext-2-test.txt --prose
 """
@@ -65,6 +66,8 @@ class Row:
     recipe : str
     ours_theirs : Estimate
         Of llama.cpp from ours.
+    ours_f32 : Estimate
+        Of ours with a KV cache in f32 from ours.
     dense_ours, dense_theirs : Estimate or None
         Of ours and of llama.cpp from `dense`; None where there are no int8 activations.
     same_top : float
@@ -75,6 +78,7 @@ class Row:
 
     recipe: str
     ours_theirs: Estimate
+    ours_f32: Estimate
     dense_ours: Estimate | None
     dense_theirs: Estimate | None
     same_top: float
@@ -175,6 +179,8 @@ def measure(
         for window in windows:
             window[0] = llm.tokenizer.bos_id
         ours = all_logits(llm.logits, windows)
+    with llama2q.load(path, kv_dtype="f32", n_threads=1) as llm:
+        ours_f32 = all_logits(llm.logits, windows)
     targets = [token for window in windows for token in window[1:]]
     model = open_theirs(gguf, args.ctx, flash=args.flash)
     theirs = all_logits(logits_of(model), windows)
@@ -193,6 +199,7 @@ def measure(
     return Row(
         recipe=" ".join(map(str, options.values())),
         ours_theirs=divergence(ours, theirs),
+        ours_f32=divergence(ours, ours_f32),
         dense_ours=dense_ours,
         dense_theirs=dense_theirs,
         same_top=float((ours.argmax(1) == theirs.argmax(1)).mean()),
@@ -210,6 +217,7 @@ def cells(row: Row) -> list[str]:
     return [
         row.recipe,
         figure(row.ours_theirs),
+        figure(row.ours_f32),
         figure(row.dense_ours),
         figure(row.dense_theirs),
         f"{100 * row.same_top:.2f}",
@@ -217,7 +225,8 @@ def cells(row: Row) -> list[str]:
 
 
 HEAD = [
-    "recipe", "KL of llama.cpp from ours", "ours from dense", "llama.cpp from dense", "same top, %"
+    "recipe", "llama.cpp from ours", "ours, KV f32, from ours", "ours from dense",
+    "llama.cpp from dense", "same top, %",
 ]  # fmt: skip
 
 

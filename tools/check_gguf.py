@@ -168,7 +168,8 @@ def measure(
 ) -> Row:
     """Convert, export and compare one recipe."""
     path, gguf, dense = (work / name for name in ("x.l2q", "x.gguf", "dense.l2q"))
-    llama2q.convert(checkpoint, path, **options, overwrite=True, resume=False)
+    method = "rtn" if options["quant"] == "int4" else None
+    llama2q.convert(checkpoint, path, **options, method=method, overwrite=True, resume=False)
     llama2q.export_gguf(path, gguf, overwrite=True)
     with llama2q.load(path, kv_dtype=KV, n_threads=1) as llm:
         tokens = llm.tokenizer.encode(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,22 @@ from numpy.typing import NDArray
 
 from llama2q.errors import (
     DiskSpaceError,
+    FileInUseError,
     InvalidArgumentError,
     Llama2qError,
     OutputError,
     OutputExistsError,
 )
-from llama2q.files import fsync_folder, leave_page_cache, lock, replace, require_replaceable
+from llama2q.files import (
+    fsync_folder,
+    is_open_under,
+    leave_page_cache,
+    lock,
+    replace,
+    require_replaceable,
+)
+from llama2q.format.outline import check_disk_room, part_path
+from llama2q.format.writer import refuse_existing
 
 Progress = Callable[[int, int, str], None]
 """progress(done_bytes, total_bytes, name of the tensor that is next)."""
@@ -47,25 +56,10 @@ class StreamedTensor:
 
 
 def _refuse_existing(path: Path, source: Path | None, *, overwrite: bool) -> None:
-    """Raise unless a file of this name may be written.
-
-    Raises
-    ------
-    OutputExistsError
-        It is a folder, or exists and `overwrite` was not asked for.
-    InvalidArgumentError
-        Its folder does not exist, or it is `source`.
-    FileInUseError
-        On Windows: a program has the file open that is to be replaced.
-    """
-    if path.is_dir():
-        raise OutputExistsError(f"{path} is a folder; give a file name")
-    if not path.parent.is_dir():
-        raise InvalidArgumentError(f"the folder {path.parent} does not exist")
+    """Refuse a name that must not be replaced, `source` above all."""
     if source is not None and path.exists() and path.samefile(source):
         raise InvalidArgumentError(f"{path} is the file to export; give another name")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; pass overwrite=True (--force) to replace it")
+    refuse_existing(path, overwrite=overwrite)
     require_replaceable(path)
 
 
@@ -109,25 +103,27 @@ def write_file(
     total = len(header) + sum(t.n_bytes + -t.n_bytes % alignment for t in tensors)
     with _named_errors(path, total):
         _refuse_existing(path, source, overwrite=overwrite)
-        _check_disk_space(path, total)
-        part_path = path.with_name(path.name + ".part")
-        with part_path.open("ab") as part:
-            if not lock(part):
-                raise OutputExistsError(f"{part_path} is being written by another process")
+        check_disk_room(path, total)
+        part = part_path(path)
+        with part.open("ab") as file:
+            if not lock(file) or not is_open_under(file, part):
+                raise OutputExistsError(f"{part} is being written by another process")
             try:
-                _write_all(part, header, tensors, alignment, total, progress)
+                _write_all(file, header, tensors, alignment, total, progress)
                 _refuse_existing(path, source, overwrite=overwrite)
                 if sys.platform == "win32":
-                    part.close()  # an open file cannot be renamed; elsewhere it stays locked
-                replace(part_path, path)
+                    file.close()  # an open file cannot be renamed; elsewhere it stays locked
+                replace(part, path)
+            except FileInUseError:
+                raise  # its message says that the new content is in the unfinished file
             except BaseException:
                 if sys.platform == "win32":
-                    part.close()
+                    file.close()
                 with contextlib.suppress(OSError):
-                    part_path.unlink(missing_ok=True)
+                    part.unlink(missing_ok=True)
                 raise
-            if not part.closed:
-                leave_page_cache(part)
+            if not file.closed:
+                leave_page_cache(file)
         fsync_folder(path.parent)
     if progress is not None:
         progress(total, total, "")
@@ -135,40 +131,31 @@ def write_file(
 
 
 def _write_all(
-    part: BinaryIO,
+    file: BinaryIO,
     header: bytes,
     tensors: Sequence[StreamedTensor],
     alignment: int,
     total: int,
     progress: Progress | None,
 ) -> None:
-    part.truncate(0)
-    part.write(header)
+    file.truncate(0)
+    file.write(header)
     done = len(header)
     for tensor in tensors:
         if progress is not None:
             progress(done, total, tensor.name)
-        _write_tensor(part, tensor)
-        part.write(bytes(-tensor.n_bytes % alignment))
+        _write_tensor(file, tensor)
+        file.write(bytes(-tensor.n_bytes % alignment))
         done += tensor.n_bytes + -tensor.n_bytes % alignment
-    part.flush()
-    os.fsync(part.fileno())
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def _check_disk_space(path: Path, total: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < total:
-        raise DiskSpaceError(
-            f"{path.name} needs {total / 1e9:.2f} GB; only {free / 1e9:.2f} GB are free in "
-            f"{path.parent}"
-        )
-
-
-def _write_tensor(part: BinaryIO, tensor: StreamedTensor) -> None:
+def _write_tensor(file: BinaryIO, tensor: StreamedTensor) -> None:
     written = 0
     for chunk in tensor.chunks():
         view = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
-        part.write(view)
+        file.write(view)
         written += len(view)
     if written != tensor.n_bytes:
         raise InvalidArgumentError(f"{tensor.name} has {written} bytes, not {tensor.n_bytes}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+import llama2q
 from llama2q.cli.main import app
 
 
@@ -17,8 +17,10 @@ def run(*arguments: str | Path) -> Result:
 
 
 @pytest.fixture(scope="module")
-def uniform(convert_mini: Callable[..., Path]) -> Path:
-    return convert_mini(quant="int4", group_size=32, grid="uniform")
+def uniform(mini_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("uniform") / "mini.l2q"
+    llama2q.convert(mini_checkpoint, path, group_size=32, grid="uniform", method="rtn")
+    return path
 
 
 def test_gguf(uniform: Path, tmp_path: Path) -> None:

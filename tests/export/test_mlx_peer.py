@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import llama2q
-from conftest import ConvertMini
 from export.models import WHOLE, write_extreme
 from export.test_mlx import NAMES, expected_of
 from llama2q.evaluate.divergence import score_rows
@@ -54,7 +53,10 @@ def test_dequantize(mx: Any, tmp_path: Path, quant: str, group_size: int) -> Non
     "recipe",
     [
         {"quant": "none"},
-        *({"quant": "int4", "group_size": size, "grid": "uniform"} for size in (32, 64, 128)),
+        *(
+            {"quant": "int4", "group_size": size, "grid": "uniform", "method": "rtn"}
+            for size in (32, 64, 128)
+        ),
         {"quant": "int8", "group_size": 32},
     ],
     ids=lambda recipe: "-".join(map(str, recipe.values())),
@@ -65,7 +67,8 @@ def test_mlx_lm(mx: Any, convert_mini: ConvertMini, tmp_path: Path, recipe: dict
     A wrong weight or row costs a thousand times as much.
     """
     mlx_lm = pytest.importorskip("mlx_lm", reason="needs mlx-lm")
-    source = convert_mini(**recipe)
+    source = tmp_path / "mini.l2q"
+    llama2q.convert(mini_checkpoint, source, **recipe)
     folder = llama2q.export_mlx(source, tmp_path / "x").path
     model, tokenizer = mlx_lm.load(str(folder))
     with llama2q.load(source, n_threads=1) as llm:

@@ -61,7 +61,7 @@ def test_dequantize(mx: Any, tmp_path: Path, quant: str, group_size: int) -> Non
     ],
     ids=lambda recipe: "-".join(map(str, recipe.values())),
 )
-def test_mlx_lm(mx: Any, convert_mini: ConvertMini, tmp_path: Path, recipe: dict[str, Any]) -> None:
+def test_mlx_lm(mx: Any, mini_checkpoint: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
     """It computes in bfloat16 or float16, we with int8 activations: that is the difference.
 
     A wrong weight or row costs a thousand times as much.

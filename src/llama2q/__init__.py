@@ -29,16 +29,22 @@ if TYPE_CHECKING:
     from llama2q.converter.converter import ConvertReport, convert
     from llama2q.evaluate.compare import compare
     from llama2q.evaluate.comparison import Comparison
+    from llama2q.export.gguf import export_gguf
+    from llama2q.export.mlx import export_mlx
+    from llama2q.export.report import ExportReport
 else:
     _LATER = {
         "Comparison": "llama2q.evaluate.comparison",
         "ConvertReport": "llama2q.converter.converter",
+        "ExportReport": "llama2q.export.report",
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
+        "export_gguf": "llama2q.export.gguf",
+        "export_mlx": "llama2q.export.mlx",
     }
 
     def __getattr__(name: str) -> Any:
-        """Import what converts and compares when it is first asked for; few who generate do."""
+        """Import what few who generate need, which converts and compares, when it is asked for."""
         if name in _LATER:
             return getattr(import_module(_LATER[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -49,6 +55,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "ConvertReport",
+    "ExportReport",
     "Llama",
     "Llama2qError",
     "Logprob",
@@ -64,6 +71,8 @@ __all__ = [
     "compare",
     "convert",
     "errors",
+    "export_gguf",
+    "export_mlx",
     "load",
     "plan",
 ]

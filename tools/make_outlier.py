@@ -2,8 +2,8 @@
 
     python3 tools/make_outlier.py tests/data/mini mini-outlier
 
-In every layer a few channels (seeded; 4 at each of four places) grow by a power of two, 2^7 to 2^10,
-and what reads them shrinks by it:
+In every layer a few channels (drawn by a hash; 4 at each of four places) grow by a power of two,
+2^7 to 2^10, and what reads them shrinks by it:
 
 - attention_norm's elements; the columns of wq, wk and wv;
 - ffn_norm's elements; the columns of w1 and w3;
@@ -15,14 +15,14 @@ such products: an unquantized model computes the same logits bit for bit. A quan
 fears: activations of which one is hundreds of times larger than those it shares a scale with, and
 columns of weights hundreds of times smaller than their neighbours, which matter as much as those.
 
-How that compares with the real Llama 2: two channels of 4096 (1415 and 2533 in the 7B) are a thousand
-times larger than the others in the residual stream, at the first token and the first full stop or
-newline (Sun et al., "Massive Activations in Large Language Models", 2024), and single tokens have
-such values in the input of w2 (Lin et al., "DuQuant", 2024). So real ones are fewer and belong to few
-tokens; here they are there at every token, in the inputs of all matrices of the layers. The residual
-stream itself cannot be rescaled: RMSNorm takes its mean over all channels. Real columns behind large
-channels need not be small; here they are, since nothing else leaves the function as it is. It is
-therefore a harder case than the real one, with a known cure: undoing the rescaling.
+How that compares with the real Llama 2: two channels of 4096 (1415 and 2533 in the 7B) are a
+thousand times larger than the others in the residual stream, at the first token and the first full
+stop or newline (Sun et al., "Massive Activations in Large Language Models", 2024), and single
+tokens have such values in the input of w2 (Lin et al., "DuQuant", 2024). So real ones are fewer and
+belong to few tokens; here they are there at every token, in the inputs of all matrices of the
+layers. The residual stream itself cannot be rescaled: RMSNorm takes its mean over all channels.
+Real columns behind large channels need not be small; here they are, since nothing else leaves the
+function as it is. It is therefore a harder case than the real one, with a known cure: undoing it.
 """
 
 from __future__ import annotations

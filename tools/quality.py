@@ -5,7 +5,12 @@ and compares each with the former over a text (`llama2q.compare`). Prints a tabl
 plot. The converted files are temporary and removed; the disk must hold the unquantized one, one
 other and the logits of the tokens scored.
 
+With `--peers` llama.cpp is given the same weights (`llama2q.export_gguf`); what its quantizer makes
+runs in llama.cpp itself, with its own activations and a KV cache in f32, as the reference's, on the
+same windows and against the same reference: our unquantized model.
+
     python3 tools/quality.py ~/llama/llama-2-7b --text wiki.test.raw
+    python3 tools/quality.py ~/llama/llama-2-7b --text wiki.test.raw --peers
     python3 tools/quality.py ~/llama/llama-2-7b --text prose.txt --only "int4 64" --tokens 5000
 """
 
@@ -24,13 +29,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import llama2q
+import llama_cpp_peer
 from llama2q import Comparison, Llama2qError
 from llama2q.converter.forms import open_checkpoint
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES
 from llama2q.errors import DiskSpaceError, InvalidArgumentError
 from llama2q.evaluate.compare import Reference
 from llama2q.evaluate.stored_logits import temp_folder
 from llama2q.format.layout import place, tensor_specs
 from llama2q.format.recipe import Recipe
+from llama_cpp_peer import LlamaCpp, PeerFile, PeerType
 from machine import describe_machine
 from quality_report import QualityReport, QualityRow
 from wikitext import as_prose
@@ -82,6 +90,9 @@ VARIANTS: tuple[Variant, ...] = (
 )
 """What is measured: a new recipe or grid is a line here."""
 
+PEER = "llama.cpp"
+"""Series of its points, and what its names begin with."""
+
 
 @dataclass(slots=True)
 class Study:
@@ -96,7 +107,7 @@ class Study:
     report: QualityReport
     say: Callable[[str], None] = field(default=lambda text: None)
 
-    def check_disk(self, variants: Sequence[Variant]) -> None:
+    def check_disk(self, variants: Sequence[Variant], peers: Sequence[PeerType]) -> None:
         """Refuse to start without room for the files that exist at one time, and for the logits.
 
         Raises
@@ -113,12 +124,16 @@ class Study:
             recipe = Recipe.for_model(config, **known, dtype=dtype)
             return place(tensor_specs(config, recipe, tokenizer_bytes))[-1].end + _HEADER_BYTES
 
+        original = file_bytes(REFERENCE)
         others = [file_bytes(v.options) for v in variants if v.options != REFERENCE]
+        if peers:  # the exported file, and one that llama.cpp makes of it
+            widened = 4 // NUMPY_DTYPES[dtype].itemsize
+            others.append(original * (1 + max(widened if p.is_f32 else 1 for p in peers)))
         window = 512 if self.protocol == "llama.cpp" else 2048
         n_tokens = min(self.n_tokens + window, len(self.text.encode()))
         # The logits get half of what is free then, see Reference.
         logits = 2 * 4 * config.vocab_size * n_tokens
-        needs = {self.folder: file_bytes(REFERENCE) + max(others, default=0)}
+        needs = {self.folder: original + max(others, default=0)}
         temp = temp_folder()
         if temp.stat().st_dev == self.folder.stat().st_dev:
             needs[self.folder] += logits
@@ -133,7 +148,7 @@ class Study:
                     "--tokens"
                 )
 
-    def run(self, variants: Sequence[Variant]) -> None:
+    def run(self, variants: Sequence[Variant], peers: Sequence[PeerType]) -> None:
         """Measure all variants; what is done stands in the report at any time."""
         original = self._convert("none", REFERENCE)
         with Reference(
@@ -154,6 +169,26 @@ class Study:
                     self.say(_short(variant.name, result))
                 if not same:
                     path.unlink()
+            if peers:
+                self._run_peers(reference, original, peers)
+
+    def _run_peers(self, reference: Reference, original: Path, peers: Sequence[PeerType]) -> None:
+        """Have llama.cpp quantize and run the same weights."""
+        exported, path = (self.folder / name for name in ("exported.gguf", "peer.gguf"))
+        llama2q.export_gguf(original, exported)
+        for kind in peers:
+            name = f"{PEER} {kind.name}"
+            llama_cpp_peer.quantize(exported, path, kind, self.n_threads)
+            made = PeerFile.of(path)
+            result = reference.compare_with(
+                made.model,
+                lambda: LlamaCpp(path, reference.window, self.n_threads),
+                progress=self._progress(name),
+            )
+            series = "" if kind.is_f32 else PEER
+            self.report.rows.append(QualityRow(name, series, result, made.types))
+            self.say(_short(name, result))
+            path.unlink()
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         """Say once a minute how far a comparison is."""
@@ -192,9 +227,14 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse_arguments(arguments)
-    variants = [v for v in VARIANTS if not chosen.only or any(o in v.name for o in chosen.only)]
+
+    def is_chosen(name: str) -> bool:
+        return not chosen.only or any(part in name for part in chosen.only)
+
+    variants = [variant for variant in VARIANTS if is_chosen(variant.name)]
+    peers = [p for p in llama_cpp_peer.TYPES if chosen.peers and is_chosen(f"{PEER} {p.name}")]
     try:
-        if not variants:
+        if not variants and not peers:
             names = ", ".join(v.name for v in VARIANTS)
             raise InvalidArgumentError(f"--only {chosen.only} leaves nothing of: {names}")
         text = chosen.text.read_bytes().decode("utf-8", "replace")
@@ -206,6 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
             text=chosen.text.name + (" as prose" if chosen.prose else ""),
             text_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
+        if peers:
+            report.machine[PEER] = llama_cpp_peer.version()
         started = time.monotonic()
         with tempfile.TemporaryDirectory(dir=chosen.work or temp_folder()) as folder:
             study = Study(
@@ -218,9 +260,9 @@ def main(arguments: list[str] | None = None) -> int:
                 report=report,
                 say=say,
             )
-            study.check_disk(variants)
+            study.check_disk(variants, peers)
             try:
-                study.run(variants)
+                study.run(variants, peers)
             except KeyboardInterrupt:
                 say("interrupted: what is missing was not measured")
         report.seconds = time.monotonic() - started
@@ -252,6 +294,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--protocol", choices=["llama.cpp", "gptq"], default="llama.cpp")
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help='parts of names: "int8,int4 64"'
+    )
+    packages = " ".join(llama_cpp_peer.PACKAGES)
+    parser.add_argument(
+        "--peers", action="store_true", help=f"llama.cpp, too (pip install {packages})"
     )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, help="folder for the converted files")

@@ -21,18 +21,21 @@ class QualityRow:
     series : str
         What joins it with others in the plot; "" where it is not drawn.
     result : Comparison
+    types : str
+        The types of its matrices one by one, where its name does not tell; else "".
     """
 
     name: str
     series: str
     result: Comparison
+    types: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, for JSON; the files were temporary, so their paths are left out."""
         values = self.result.to_dict()
         for side in ("a", "b"):
             del values[side]["path"]
-        return {"name": self.name, "series": self.series, **values}
+        return {"name": self.name, "series": self.series, "types": self.types, **values}
 
     def cells(self) -> list[str]:
         """Return the row of the table."""
@@ -99,6 +102,9 @@ class QualityReport:
                 "error over the windows."
             )
             blocks.append(markdown_table(HEAD, [row.cells() for row in self.rows]))
+            types = [f"- {row.name}: {row.types}" for row in self.rows if row.types]
+            if types:
+                blocks.append("\n".join(["Matrices of the layers, and the others:", "", *types]))
         return "\n\n".join(blocks)
 
     def write_into(self, path: Path) -> None:
@@ -115,6 +121,11 @@ class QualityReport:
         for series, points in self.series().items():
             bits, means, errors = zip(*points, strict=True)
             axes.errorbar(bits, means, errors, marker="o", capsize=3, label=series)
+        for row in self.rows:
+            if row.types and row.series:
+                at = row.result.b.bits_per_weight, row.result.kl_mean.value
+                text = row.name.removeprefix(row.series).strip()
+                axes.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set_yscale("log")
         axes.set_xlabel("bits per weight of the layers' matrices")
         axes.set_ylabel("mean KL divergence, nats a token")

@@ -9,8 +9,9 @@ import pytest
 
 import llama2q
 import make_outlier
-from converter.pth_files import small_checkpoint
 from llama2q.converter.checkpoint import MetaCheckpoint
+from llama2q.converter.shards import split
+from llama2q.errors import InvalidArgumentError
 from reference import Forward
 from reference_weights import Weights, load_meta
 
@@ -81,15 +82,17 @@ def test_which_values_grow_and_shrink(weights: tuple[Weights, Weights]) -> None:
             ("feed_forward.w3", hidden[:, None], ffn),
             ("feed_forward.w2", 1, hidden),
         ):
-            assert np.array_equal(factor(place), np.broadcast_to(rows / columns, factor(place).shape))
+            assert np.array_equal(
+                factor(place), np.broadcast_to(rows / columns, factor(place).shape)
+            )
 
 
-def test_the_same_for_any_number_of_shards(outlier: Path, tmp_path: Path) -> None:
-    from llama2q.converter.shards import split
-
+def test_the_same_for_any_number_of_shards(
+    mini_checkpoint: Path, outlier: Path, tmp_path: Path
+) -> None:
     halves, target = tmp_path / "halves", tmp_path / "target"
     halves.mkdir()
-    with MetaCheckpoint.open(Path(__file__).parents[1] / "data" / "mini") as mini:
+    with MetaCheckpoint.open(mini_checkpoint) as mini:
         split(mini, halves, 2)
     assert make_outlier.main([str(halves), str(target)]) == 0
     with MetaCheckpoint.open(target) as two, MetaCheckpoint.open(outlier) as one:
@@ -98,11 +101,13 @@ def test_the_same_for_any_number_of_shards(outlier: Path, tmp_path: Path) -> Non
             assert one.read(name).tobytes() == two.read(name).tobytes()
 
 
-def test_what_f16_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_f16_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert make_outlier.rescale(np.float16([[3.0]]), np.int32([[-10]]), "w") == 3 / 1024
-    with pytest.raises(make_outlier.InvalidArgumentError, match=r"w has values .* 2\^10 to 2\^10"):
+    with pytest.raises(InvalidArgumentError, match=r"w has values .* 2\^10 to 2\^10"):
         make_outlier.rescale(np.float16([[100.0]]), np.int32([[10]]), "w")
-    with pytest.raises(make_outlier.InvalidArgumentError, match="float16 does not hold"):
+    with pytest.raises(InvalidArgumentError, match="float16 does not hold"):
         make_outlier.rescale(np.float16([[2.0**-20]]), np.int32([[-10]]), "w")
     assert make_outlier.main([str(tmp_path), str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("make_outlier: ")

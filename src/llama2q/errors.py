@@ -85,6 +85,10 @@ class QuantizationError(Llama2qError):
     """Weights cannot be represented in the asked type."""
 
 
+class CalibrationTextError(Llama2qError):
+    """The text to calibrate on is damaged, or too short for one window."""
+
+
 class OutputExistsError(Llama2qError, FileExistsError):
     """The output file exists and overwriting was not asked for."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,11 @@ class PeerType:
         """Whether it is the same weights, only wider."""
         return self.number == _F32
 
+    @property
+    def takes_importances(self) -> bool:
+        """Whether importances change what it chooses."""
+        return self.name not in ("F32", "Q8_0")
+
 
 TYPES: tuple[PeerType, ...] = (
     PeerType("F32", _F32),
@@ -79,7 +84,7 @@ class PeerFile:
     @classmethod
     def of(cls, path: Path) -> PeerFile:
         """Read the list of tensors."""
-        gguf = _import("gguf")
+        gguf = import_peer("gguf")
         layers: Counter[str] = Counter()
         others: dict[str, str] = {}
         n_bytes = n_weights = 0
@@ -108,12 +113,26 @@ class PeerFile:
 
 def version() -> str:
     """Return what is installed, or raise PeerError with what to do."""
-    _import("gguf")
-    return f"{PACKAGES[0]} {_import('llama_cpp').__version__}"
+    import_peer("gguf")
+    return f"{PACKAGES[0]} {import_peer('llama_cpp').__version__}"
 
 
-def quantize(source: Path, target: Path, kind: PeerType, n_threads: int | None = None) -> None:
-    """Write a GGUF file in another type, by llama.cpp's own rules and without importances.
+def quantize(
+    source: Path,
+    target: Path,
+    kind: PeerType,
+    n_threads: int | None = None,
+    importances: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """Write a GGUF file in another type, by llama.cpp's own rules.
+
+    Parameters
+    ----------
+    source, target : Path
+    kind : PeerType
+    n_threads : int or None
+    importances : mapping or None
+        GGUF's name of a matrix -> float32, (in_features,): how much each of its columns matters.
 
     Raises
     ------
@@ -124,6 +143,14 @@ def quantize(source: Path, target: Path, kind: PeerType, n_threads: int | None =
     params = lib.llama_model_quantize_default_params()
     params.ftype = kind.number
     params.nthread = n_threads or _core.default_threads()
+    if importances is not None:
+        entry = lib.llama_model_imatrix_data
+        float_pointer = ctypes.POINTER(ctypes.c_float)
+        entries = [
+            entry(name.encode(), values.ctypes.data_as(float_pointer), values.size)
+            for name, values in importances.items()
+        ]
+        params.imatrix = (entry * (len(entries) + 1))(*entries)  # one without a name ends it
     code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), params)
     if code != 0 or not target.exists():
         raise PeerError(f"llama.cpp did not quantize to {kind.name}: {_last_words()}")
@@ -135,8 +162,23 @@ class LlamaCpp(Closing):
     Called, it computes a window: it is a `llama2q.evaluate.compare.ScoreWindow`.
     """
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        n_ctx: int,
+        n_threads: int | None = None,
+        watch: Callable[[Any, bool, Any], bool] | None = None,
+    ) -> None:
         """Load it.
+
+        Parameters
+        ----------
+        path : Path
+        n_ctx : int
+            Tokens of a window.
+        n_threads : int or None
+        watch : callable or None
+            llama.cpp's `cb_eval`: sees the values that are computed.
 
         Raises
         ------
@@ -150,6 +192,7 @@ class LlamaCpp(Closing):
         if not self._model:
             raise PeerError(f"llama.cpp did not load {path.name}: {_last_words()}")
         self._context: Any = None
+        self._watch = self._lib.ggml_backend_sched_eval_callback(watch) if watch else None
         try:
             self._context = self._open_context(n_ctx, n_threads or _core.default_threads())
         except PeerError:
@@ -157,12 +200,15 @@ class LlamaCpp(Closing):
             raise
         vocabulary = self._lib.llama_model_get_vocab(self._model)
         self._vocab_size = int(self._lib.llama_vocab_n_tokens(vocabulary))
+        self.n_layers = int(self._lib.llama_model_n_layer(self._model))
 
     def _open_context(self, n_ctx: int, n_threads: int) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
         params.n_threads = params.n_threads_batch = n_threads
         params.type_k = params.type_v = _F32
+        if self._watch is not None:
+            params.cb_eval = self._watch
         params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = self._lib.llama_init_from_model(self._model, params)
         if not context:
@@ -218,7 +264,7 @@ class LlamaCpp(Closing):
 
 def _library() -> Any:
     """Return llama-cpp-python's low-level interface, its log kept for messages."""
-    package = _import("llama_cpp")
+    package = import_peer("llama_cpp")
     package.llama_log_set(_keep_log(package), ctypes.c_void_p(0))
     return package
 
@@ -243,7 +289,8 @@ def _last_words() -> str:
     return " ".join(_messages) or "it gave no reason"
 
 
-def _import(name: str) -> ModuleType:
+def import_peer(name: str) -> ModuleType:
+    """Import a module of `PACKAGES`, or raise PeerError with what to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

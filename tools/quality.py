@@ -38,6 +38,7 @@ from llama2q.evaluate.compare import Reference
 from llama2q.evaluate.stored_logits import temp_folder
 from llama2q.format.layout import place, tensor_specs
 from llama2q.format.recipe import Recipe
+from llama_cpp_importances import Importances, calibration_windows, importances
 from llama_cpp_peer import LlamaCpp, PeerFile, PeerType
 from machine import describe_machine
 from quality_report import QualityReport, QualityRow
@@ -105,6 +106,7 @@ class Study:
     protocol: Literal["llama.cpp", "gptq"]
     n_threads: int | None
     report: QualityReport
+    with_importances: bool = False
     say: Callable[[str], None] = field(default=lambda text: None)
 
     def check_disk(self, variants: Sequence[Variant], peers: Sequence[PeerType]) -> None:
@@ -176,19 +178,24 @@ class Study:
         """Have llama.cpp quantize and run the same weights."""
         exported, path = (self.folder / name for name in ("exported.gguf", "peer.gguf"))
         llama2q.export_gguf(original, exported)
-        for kind in peers:
-            name = f"{PEER} {kind.name}"
-            llama_cpp_peer.quantize(exported, path, kind, self.n_threads)
-            made = PeerFile.of(path)
-            result = reference.compare_with(
-                made.model,
-                lambda: LlamaCpp(path, reference.window, self.n_threads),
-                progress=self._progress(name),
-            )
-            series = "" if kind.is_f32 else PEER
-            self.report.rows.append(QualityRow(name, series, result, made.types))
-            self.say(_short(name, result))
-            path.unlink()
+        runs: list[tuple[str, Importances | None, Sequence[PeerType]]] = [("", None, peers)]
+        if self.with_importances:
+            found = importances(exported, calibration_windows(original), self.n_threads)
+            runs.append((" imatrix", found, [p for p in peers if p.takes_importances]))
+        for suffix, weights, kinds in runs:
+            for kind in kinds:
+                name = f"{PEER} {kind.name}{suffix}"
+                llama_cpp_peer.quantize(exported, path, kind, self.n_threads, weights)
+                made = PeerFile.of(path)
+                result = reference.compare_with(
+                    made.model,
+                    lambda: LlamaCpp(path, reference.window, self.n_threads),
+                    progress=self._progress(name),
+                )
+                series = "" if kind.is_f32 else PEER + suffix
+                self.report.rows.append(QualityRow(name, series, result, made.types))
+                self.say(_short(name, result))
+                path.unlink()
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         """Say once a minute how far a comparison is."""
@@ -258,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
                 protocol=chosen.protocol,
                 n_threads=chosen.threads,
                 report=report,
+                with_importances=chosen.importances,
                 say=say,
             )
             study.check_disk(variants, peers)
@@ -299,12 +307,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peers", action="store_true", help=f"llama.cpp, too (pip install {packages})"
     )
+    parser.add_argument(
+        "--importances",
+        action="store_true",
+        help="with --peers: llama.cpp once more, with an importance matrix of the\n"
+        "text that llama2q calibrates with",
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, help="folder for the converted files")
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--plot", type=Path, help="write a plot (needs matplotlib)")
     parser.add_argument("--write", type=Path, help="put the table into this Markdown file")
     chosen = parser.parse_args(arguments)
+    if chosen.importances and not chosen.peers:
+        parser.error("--importances needs --peers")
     for name in ("tokens", "threads"):
         value = getattr(chosen, name)
         if value is not None and value < 1:

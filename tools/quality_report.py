@@ -124,7 +124,7 @@ class QualityReport:
         for row in self.rows:
             if row.types and row.series:
                 at = row.result.b.bits_per_weight, row.result.kl_mean.value
-                text = row.name.removeprefix(row.series).strip()
+                text = row.name.split()[1]
                 axes.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set_yscale("log")
         axes.set_xlabel("bits per weight of the layers' matrices")

@@ -1,11 +1,10 @@
 """llama.cpp beside us: what is asked of it, what is read from its files, its refusals.
 
-Where llama-cpp-python is not installed, its place is taken by stand-ins, and the last test skipped.
+A stand-in takes the place of llama-cpp-python; where that is installed, the last tests run it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import sys
@@ -19,99 +18,14 @@ import pytest
 
 import llama_cpp_peer
 import quality
+from evaluate.fake_llama_cpp import VOCAB, FakeLlamaCpp, needs_llama_cpp
 from llama2q.engine import Engine
 from llama2q.evaluate.comparison import ComparedModel
 from llama2q.evaluate.windows import scored_logits
 from llama_cpp_peer import LlamaCpp, PeerError, PeerFile, PeerType
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 200
-VOCAB = 5
 Q4_K_M = PeerType("Q4_K_M", 15)
-
-
-class FakeLlamaCpp(SimpleNamespace):
-    """llama.cpp whose logit of a token t at position p is 10 p + t in column 0, then +1 each."""
-
-    __version__ = "0"
-    LLAMA_FLASH_ATTN_TYPE_DISABLED = 0
-    llama_log_callback = staticmethod(lambda function: function)
-
-    def __init__(self, **codes: Any) -> None:
-        super().__init__(calls=[], code=0, loads=True, opens=True, params=None, **codes)
-
-    def llama_log_set(self, callback: Any, _data: Any) -> None:
-        self.log = callback
-
-    def llama_model_quantize_default_params(self) -> Any:
-        return SimpleNamespace()
-
-    def llama_model_quantize(self, source: bytes, target: bytes, params: Any) -> int:
-        self.params = params
-        if self.code == 0:
-            Path(target.decode()).write_bytes(Path(source.decode()).read_bytes())
-        self.log(2, b"said in passing\n", None)
-        self.log(4, b"tensor too odd\n", None)
-        return self.code
-
-    def llama_model_default_params(self) -> Any:
-        return SimpleNamespace()
-
-    llama_context_default_params = llama_model_default_params
-
-    def llama_model_load_from_file(self, _path: bytes, params: Any) -> Any:
-        assert params.n_gpu_layers == 0
-        return "model" if self.loads else None
-
-    def llama_init_from_model(self, _model: Any, params: Any) -> Any:
-        self.params = params
-        return "context" if self.opens else None
-
-    def llama_model_get_vocab(self, _model: Any) -> Any:
-        return "vocabulary"
-
-    def llama_vocab_n_tokens(self, _vocabulary: Any) -> int:
-        return VOCAB
-
-    def llama_get_memory(self, _context: Any) -> Any:
-        return "memory"
-
-    def llama_memory_clear(self, memory: Any, data: bool) -> None:
-        self.calls.append(("clear", memory, data))
-
-    def llama_batch_init(self, n: int, embeddings: int, n_sequences: int) -> Any:
-        assert (embeddings, n_sequences) == (0, 1)
-        fields = ("token", "pos", "n_seq_id", "logits")
-        return SimpleNamespace(**{f: [None] * n for f in fields}, seq_id=[[None] for _ in range(n)])
-
-    def llama_batch_free(self, _batch: Any) -> None:
-        self.calls.append("free batch")
-
-    def llama_decode(self, _context: Any, batch: Any) -> int:
-        assert batch.n_tokens == len(batch.token)
-        assert set(batch.n_seq_id) == {1}
-        assert batch.seq_id == [[0]] * batch.n_tokens
-        rows = zip(batch.token, batch.pos, batch.logits, strict=True)
-        wanted = [10 * p + t for t, p, asked in rows if asked]
-        self.out = np.float32([[first + i for i in range(VOCAB)] for first in wanted])
-        return self.code
-
-    def llama_get_logits(self, _context: Any) -> Any:
-        return self.out.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-
-    def llama_free(self, context: Any) -> None:
-        self.calls.append(("free", context))
-
-    def llama_model_free(self, model: Any) -> None:
-        self.calls.append(("free", model))
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeLlamaCpp:
-    fake = FakeLlamaCpp()
-    monkeypatch.setitem(sys.modules, "llama_cpp", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(llama_cpp_peer, "_callbacks", [])
-    llama_cpp_peer._messages.clear()
-    return fake
 
 
 def test_a_window(fake: FakeLlamaCpp, tmp_path: Path) -> None:
@@ -151,6 +65,18 @@ def test_quantize(fake: FakeLlamaCpp, tmp_path: Path) -> None:
     fake.code = 1
     with pytest.raises(PeerError, match="did not quantize to Q4_K_M: tensor too odd"):
         llama_cpp_peer.quantize(source, target, Q4_K_M)
+
+
+def test_importances_are_handed_over(fake: FakeLlamaCpp, tmp_path: Path) -> None:
+    source = tmp_path / "a.gguf"
+    source.write_bytes(b"weights")
+    given = {"blk.0.attn_q.weight": np.float32([1, 2, 3]), "output.weight": np.float32([4])}
+    llama_cpp_peer.quantize(source, tmp_path / "b.gguf", Q4_K_M, 1, given)
+    entries = fake.params.imatrix
+    found = {each.name.decode(): each.data[: each.size] for each in entries[:2]}
+    assert found == {"blk.0.attn_q.weight": [1, 2, 3], "output.weight": [4]}
+    assert len(entries) == 3
+    assert entries[2].name is None
 
 
 def test_bits_are_counted_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +146,9 @@ def test_rows_of_the_tool(
     """The same windows, reference and divergence: our own logits have none."""
     asked = []
 
-    def quantize(source: Path, target: Path, kind: PeerType, n_threads: int | None) -> None:
+    def quantize(source: Path, target: Path, kind: PeerType, _n: int | None, weights: Any) -> None:
         assert source.read_bytes()[:4] == b"GGUF"
-        asked.append(kind.name)
+        asked.append((kind.name, weights))
         target.write_bytes(b"")
 
     model = ComparedModel(
@@ -232,15 +158,19 @@ def test_rows_of_the_tool(
     monkeypatch.setattr(llama_cpp_peer, "version", lambda: "llama-cpp-python 0")
     monkeypatch.setattr(quality, "LlamaCpp", OursInstead)
     monkeypatch.setattr(PeerFile, "of", lambda path: PeerFile(model, "1 Q4_K"))
-    only, figures = "int8 64,llama.cpp F32,Q4_K", text.with_name("figures.json")
-    assert run(mini_checkpoint, text, "--peers", "--only", only, "--json", figures) == 0
-    assert asked == ["F32", "Q4_K_M", "Q4_K_S"]
+    monkeypatch.setattr(quality, "importances", lambda path, windows, n_threads: len(windows[0]))
+    only, figures = "int8 64,llama.cpp F32,Q4_K_S", text.with_name("figures.json")
+    options = ("--peers", "--importances", "--only", only, "--json", figures)
+    assert run(mini_checkpoint, text, *options) == 0
+    assert asked == [("F32", None), ("Q4_K_S", None), ("Q4_K_S", 512)]
     values = json.loads(figures.read_text(encoding="utf-8"))
     assert values["machine"]["llama.cpp"] == "llama-cpp-python 0"
     ours, *peers = values["rows"]
     assert ours["name"] == "int8 64"
     assert [(row["name"], row["series"]) for row in peers] == [
-        ("llama.cpp F32", ""), ("llama.cpp Q4_K_M", "llama.cpp"), ("llama.cpp Q4_K_S", "llama.cpp"),
+        ("llama.cpp F32", ""),
+        ("llama.cpp Q4_K_S", "llama.cpp"),
+        ("llama.cpp Q4_K_S imatrix", "llama.cpp imatrix"),
     ]  # fmt: skip
     for row in peers:
         assert row["n_tokens"] == ours["n_tokens"] == 510
@@ -248,7 +178,7 @@ def test_rows_of_the_tool(
         assert row["same_top"]["value"] == 1
         assert row["perplexity_b"] == row["perplexity_a"] == ours["perplexity_a"]
     printed = capsys.readouterr().out
-    assert "\n- llama.cpp Q4_K_M: 1 Q4_K\n" in printed
+    assert "\n- llama.cpp Q4_K_S: 1 Q4_K\n" in printed
     assert "path" not in json.dumps(values)
 
 
@@ -258,15 +188,17 @@ def test_what_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    with pytest.raises(SystemExit):
+        run(mini_checkpoint, text, "--importances")
+    assert "--importances needs --peers" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert run(mini_checkpoint, text, "--peers") == 1
     assert "gguf is missing: pip install llama-cpp-python gguf" in capsys.readouterr().err
 
 
+@needs_llama_cpp
 def test_llama_cpp_itself(mini_checkpoint: Path, text: Path) -> None:
     """F32 is the same model, up to float32 rounding in two orders; Q8_0 is our int8's equal."""
-    for module in ("llama_cpp", "gguf"):
-        pytest.importorskip(module, reason="pip install llama-cpp-python gguf")
     figures = text.with_name("figures.json")
     only = "int8 32,llama.cpp F32,llama.cpp Q8_0"
     assert run(mini_checkpoint, text, "--peers", "--only", only, "--json", figures) == 0

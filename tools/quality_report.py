@@ -64,6 +64,9 @@ HEAD = [
     "same top, %", "delta p, %", "rms delta p, %", "perplexity", "ratio",
 ]  # fmt: skip
 
+YARDSTICK = "llama.cpp Q4_K_M"
+"""The row that others are compared with, if it is there."""
+
 
 @dataclass(slots=True)
 class QualityReport:
@@ -102,14 +105,24 @@ class QualityReport:
                 "error over the windows."
             )
             blocks.append(markdown_table(HEAD, [row.cells() for row in self.rows]))
-            types = [f"- {row.name}: {row.types}" for row in self.rows if row.types]
-            if types:
-                blocks.append("\n".join(["Matrices of the layers, and the others:", "", *types]))
+            blocks += self._about_peers()
         return "\n\n".join(blocks)
 
+    def _about_peers(self) -> list[str]:
+        """Say what the matrices of another program's files are, and compare with one of them."""
+        types = [f"- {row.name}: {row.types}" for row in self.rows if row.types]
+        if not types:
+            return []
+        blocks = ["\n".join(["Matrices of the layers, and the others:", "", *types])]
+        means = {row.name: row.result.kl_mean.value for row in self.rows if row.series}
+        if YARDSTICK in means:
+            ratios = [f"{name} {mean / means[YARDSTICK]:.3f}" for name, mean in means.items()]
+            blocks.append(f"Mean KL divergence over that of {YARDSTICK}: {'; '.join(ratios)}.")
+        return blocks
+
     def write_into(self, path: Path) -> None:
-        """Put the table between the two marks of a Markdown file."""
-        write_between(path, "quality", self.table())
+        """Put the table between the two marks of its checkpoint in a Markdown file."""
+        write_between(path, f"quality {self.checkpoint}", self.table())
 
     def plot(self, path: Path) -> str:
         """Draw KL divergence over bits, if matplotlib is there; return what was done."""

@@ -26,6 +26,8 @@ from llama2q.evaluate.comparison import ComparedModel
 PACKAGES = ("llama-cpp-python", "gguf")
 _F32 = 0
 """Number of F32, both among types of files and among types of tensors."""
+_Q8_0 = 8
+"""GGML's number of that type of tensors."""
 _WARNING = 3
 _messages: deque[str] = deque(maxlen=8)
 """The last warnings and errors of llama.cpp."""
@@ -37,10 +39,20 @@ class PeerError(Llama2qError):
 
 @dataclass(frozen=True, slots=True)
 class PeerType:
-    """A way in which llama.cpp quantizes; `number` is its `llama_ftype`."""
+    """A way in which llama.cpp quantizes.
+
+    Attributes
+    ----------
+    name : str
+    number : int
+        Its `llama_ftype`.
+    outer_number : int or None
+        GGML's type of the embeddings and the output matrix; None leaves it to llama.cpp.
+    """
 
     name: str
     number: int
+    outer_number: int | None = None
 
     @property
     def is_f32(self) -> bool:
@@ -50,7 +62,7 @@ class PeerType:
     @property
     def takes_importances(self) -> bool:
         """Whether importances change what it chooses."""
-        return self.name not in ("F32", "Q8_0")
+        return self.name not in ("F32", "Q8_0") and self.outer_number is None
 
 
 TYPES: tuple[PeerType, ...] = (
@@ -59,12 +71,17 @@ TYPES: tuple[PeerType, ...] = (
     PeerType("Q6_K", 18),
     PeerType("Q5_K_M", 17),
     PeerType("Q4_K_M", 15),
+    PeerType("Q4_K_M+Q8_0", 15, _Q8_0),
     PeerType("Q4_K_S", 14),
     PeerType("IQ4_NL", 25),
     PeerType("Q4_0", 2),
     PeerType("IQ4_XS", 30),
 )
-"""What is measured. F32 is no quantization: it shows that both programs compute the same model."""
+"""What is measured.
+
+F32 is no quantization: it shows that both programs compute the same model. +Q8_0 has embeddings and
+output matrix in 8 bits, as our files have them, where llama.cpp by itself takes fewer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +160,8 @@ def quantize(
     params = lib.llama_model_quantize_default_params()
     params.ftype = kind.number
     params.nthread = n_threads or _core.default_threads()
+    if kind.outer_number is not None:
+        params.token_embedding_type = params.output_tensor_type = kind.outer_number
     if importances is not None:
         entry = lib.llama_model_imatrix_data
         float_pointer = ctypes.POINTER(ctypes.c_float)

@@ -61,7 +61,10 @@ def test_quantize(fake: FakeLlamaCpp, tmp_path: Path) -> None:
     source.write_bytes(b"weights")
     llama_cpp_peer.quantize(source, target, Q4_K_M, n_threads=2)
     assert (fake.params.ftype, fake.params.nthread) == (15, 2)
+    assert not hasattr(fake.params, "token_embedding_type")
     assert target.read_bytes() == b"weights"
+    llama_cpp_peer.quantize(source, target, PeerType("Q4_K_M+Q8_0", 15, 8))
+    assert (fake.params.token_embedding_type, fake.params.output_tensor_type) == (8, 8)
     fake.code = 1
     with pytest.raises(PeerError, match="did not quantize to Q4_K_M: tensor too odd"):
         llama_cpp_peer.quantize(source, target, Q4_K_M)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ HEAD = [
     "same top, %", "delta p, %", "rms delta p, %", "perplexity", "ratio",
 ]  # fmt: skip
 
+FEW_BITS = 5.0
+"""The second half of the plot shows types of at most so many bits."""
 YARDSTICK = "llama.cpp Q4_K_M"
 """The row that others are compared with, if it is there."""
 
@@ -125,30 +128,42 @@ class QualityReport:
         write_between(path, f"quality {self.checkpoint}", self.table())
 
     def plot(self, path: Path) -> str:
-        """Draw KL divergence over bits, if matplotlib is there; return what was done."""
+        """Draw KL divergence over bits, if matplotlib is there; return what was done.
+
+        Once for all types, and once for those of few bits.
+        """
         try:
             from matplotlib import pyplot
         except ImportError:
             return "no plot: matplotlib is not installed"
-        figure, axes = pyplot.subplots(figsize=(8, 5))
-        for series, points in self.series().items():
-            bits, means, errors = zip(*points, strict=True)
-            axes.errorbar(bits, means, errors, marker="o", capsize=3, label=series)
-        for row in self.rows:
-            if row.types and row.series:
-                at = row.result.b.bits_per_weight, row.result.kl_mean.value
-                text = row.name.split()[1]
-                axes.annotate(text, at, xytext=(4, 4), textcoords="offset points", fontsize=7)
-        axes.set_yscale("log")
-        axes.set_xlabel("bits per weight of the layers' matrices")
-        axes.set_ylabel("mean KL divergence, nats a token")
-        axes.set_title(f"{self.checkpoint}, {self.text}")
-        axes.grid(True, which="both", alpha=0.3)
-        axes.legend()
+        figure, (whole, part) = pyplot.subplots(1, 2, figsize=(13, 5.5))
+        for axes, most in ((whole, math.inf), (part, FEW_BITS)):
+            self._draw(axes, most)
+        whole.set_ylabel("mean KL divergence, nats a token")
+        whole.legend()
+        figure.suptitle(f"{self.checkpoint}, {self.text}")
         figure.tight_layout()
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         pyplot.close(figure)
         return f"plot: {path}"
+
+    def _draw(self, axes: Any, most: float) -> None:
+        """Draw the points of at most so many bits; another program's are named, not joined."""
+        named = {row.series for row in self.rows if row.types}
+        for series, points in self.series().items():
+            few = [point for point in points if point[0] <= most]
+            bits, means, errors = zip(*few, strict=True) if few else ((), (), ())
+            line = "none" if series in named else "-"
+            axes.errorbar(bits, means, errors, marker="o", ls=line, capsize=3, label=series)
+        for row in self.rows:
+            at = row.result.b.bits_per_weight, row.result.kl_mean.value
+            name = row.name.removeprefix(f"{row.series} ")
+            if row.series in named and " " not in name and at[0] <= most:
+                axes.annotate(name, at, xytext=(6, 2), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.12)
+        axes.set_yscale("log")
+        axes.set_xlabel("bits per weight of the layers' matrices")
+        axes.grid(True, which="both", alpha=0.3)
 
     def series(self) -> dict[str, list[tuple[float, float, float]]]:
         """Return (bits, mean KL divergence, its error) of what is drawn, by series.

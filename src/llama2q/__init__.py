@@ -26,6 +26,7 @@ from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llama2q.converter.conversion_plan import ConversionPlan, plan_conversion
     from llama2q.converter.converter import ConvertReport, convert
     from llama2q.evaluate.compare import compare
     from llama2q.evaluate.comparison import Comparison
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
 else:
     _LATER = {
         "Comparison": "llama2q.evaluate.comparison",
+        "ConversionPlan": "llama2q.converter.conversion_plan",
         "ConvertReport": "llama2q.converter.converter",
         "ExportReport": "llama2q.export.report",
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
         "export_gguf": "llama2q.export.gguf",
         "export_mlx": "llama2q.export.mlx",
+        "plan_conversion": "llama2q.converter.conversion_plan",
     }
 
     def __getattr__(name: str) -> Any:
@@ -54,6 +57,7 @@ __all__ = [
     "Chunk",
     "Comparison",
     "Completion",
+    "ConversionPlan",
     "ConvertReport",
     "ExportReport",
     "Llama",
@@ -75,4 +79,5 @@ __all__ = [
     "export_mlx",
     "load",
     "plan",
+    "plan_conversion",
 ]

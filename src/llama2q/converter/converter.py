@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 
 from llama2q import memory
 from llama2q.config import ModelConfig
-from llama2q.converter.chat_template import stored_name
 from llama2q.converter.checklist import ListedFile, read_checklists
 from llama2q.converter.encode import Quantizers, encode_matrix
-from llama2q.converter.forms import Checkpoint, open_checkpoint
+from llama2q.converter.forms import Checkpoint
 from llama2q.converter.hub_cache import blob_hashes, check_blobs
+from llama2q.converter.job import open_job
 from llama2q.converter.sources import SourceHasher, fingerprint
 from llama2q.converter.terms import terms_of
-from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError
+from llama2q.errors import Llama2qError, NonFiniteWeightError
 from llama2q.format.layout import MatrixSpec, TensorSpec, model_parts
-from llama2q.format.metadata import Metadata, SourceFile
 from llama2q.format.recipe import Recipe
 from llama2q.format.writer import Chunks, Writer, write_model
 from llama2q.quant.bits import nonfinite, widen
@@ -88,6 +87,7 @@ def convert(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -104,7 +104,8 @@ def convert(
         in Hugging Face's cache.
     dst : str or Path, optional
         File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
-        current folder, where "none" appears as the checkpoint's dtype.
+        current folder, where "none" appears as the checkpoint's dtype. The name of an adapter
+        follows that of the model.
     quant : {"int4", "int8", "none"}
         "none" keeps the checkpoint's own numbers.
     group_size : {32, 64, 128}
@@ -113,6 +114,10 @@ def convert(
         Values of the int4 codes.
     chat_template : {"llama-2", "vicuna", "zephyr", "chatml", "none"}, optional
         How chat prompts are built; by default as the checkpoint's template text or name says.
+    lora : str or Path, optional
+        Folder of a LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors or
+        .bin), trained on this model: its updates are added to the weights, in float32, before they
+        are quantized. With quant="none" the merged matrices are rounded to the checkpoint's dtype.
     overwrite : bool
         Whether an existing file is replaced.
     resume : bool
@@ -135,7 +140,8 @@ def convert(
     Raises
     ------
     CheckpointError
-        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity.
+        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity;
+        an AdapterError if it is the adapter that is incomplete, does not fit or cannot be merged.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
     OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
@@ -156,6 +162,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         chat_template=chat_template,
+        lora=lora,
         overwrite=overwrite,
         resume=resume,
         verify_checksums=verify_checksums,
@@ -173,6 +180,7 @@ def convert_with(
     group_size: int = 64,
     grid: str = "nonuniform",
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -181,26 +189,22 @@ def convert_with(
 ) -> ConvertReport:
     """Convert with other quantizers; see `convert`."""
     start = time.perf_counter()
-    template = None if chat_template is None else stored_name(chat_template)
-    with open_checkpoint(Path(src).expanduser()) as checkpoint:
-        recipe = Recipe.for_model(
-            checkpoint.config, quant, group_size=group_size, grid=grid, dtype=checkpoint.dtype
-        )
-        path = _output_path(checkpoint, dst, checkpoint.dtype if quant == "none" else quant)
-        sources = checkpoint.sources
-        _refuse_source(path, sources)
+    with open_job(
+        src,
+        dst,
+        quant=quant,
+        group_size=group_size,
+        grid=grid,
+        chat_template=chat_template,
+        lora=lora,
+        n_threads=n_threads,
+    ) as job:
+        checkpoint, metadata, sources = job.checkpoint, job.metadata, job.sources
         blobs = blob_hashes(sources) if verify_checksums else {}
         listed = read_checklists(checkpoint.folder, sources) if verify_checksums else {}
-        metadata = Metadata(
-            config=checkpoint.config,
-            recipe=recipe,
-            template=checkpoint.template if template is None else template,
-            licences=checkpoint.licences,
-            source=tuple(SourceFile(file.name, file.stat().st_size) for file in sources),
-        )
         with (
             Writer(
-                path,
+                job.path,
                 metadata,
                 checkpoint.tokenizer_bytes,
                 fingerprint=fingerprint(sources),
@@ -215,15 +219,15 @@ def convert_with(
     if progress is not None:
         progress(writer.data_bytes, writer.data_bytes, "")
     return ConvertReport(
-        path=path,
+        path=job.path,
         model_id=model_id,
         config=metadata.config,
-        recipe=recipe,
+        recipe=job.recipe,
         template=metadata.template,
-        input_bytes=sum(entry.bytes for entry in metadata.source),
+        input_bytes=job.input_bytes,
         output_bytes=writer.file_bytes,
         seconds=time.perf_counter() - start,
-        bits_per_weight=bits_per_weight(metadata.config, recipe),
+        bits_per_weight=bits_per_weight(metadata.config, job.recipe),
         peak_rss_bytes=memory.peak_resident_bytes(),
         n_checksums=len(listed) + len(blobs),
         terms=terms_of(metadata),
@@ -260,6 +264,7 @@ def _write(
             progress(done, total, part.name)
         specs = part.tensors() if isinstance(part, MatrixSpec) else (part,)
         done += sum(spec.nbytes for spec in specs)
+        source.follow(done / total)
 
     def encode(matrix: MatrixSpec) -> list[Chunks]:
         return encode_matrix(matrix, source.read, source.release, quantizers, n_threads)
@@ -317,6 +322,10 @@ class _CheckedSource:
         self._checks.pop(name).result()
         self._checkpoint.release(name)
 
+    def follow(self, share: float) -> None:
+        """Say how much of the model is converted with the next part, 0 to 1."""
+        self._hasher.follow(share)
+
     def check(self) -> None:
         """Raise a ChecksumError that has been found so far; does not wait."""
         self._hasher.check()
@@ -347,14 +356,3 @@ class _CheckedSource:
     ) -> None:
         """Wait for the check that is running."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _output_path(checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, kind: str) -> Path:
-    name = f"{checkpoint.name or 'model'}-{kind}.l2q"
-    path = Path(name) if dst is None else Path(dst)
-    return path / name if path.is_dir() else path
-
-
-def _refuse_source(path: Path, sources: list[Path]) -> None:
-    if path.exists() and any(path.samefile(source) for source in sources):
-        raise InvalidArgumentError(f"{path} is part of the checkpoint; give another file")

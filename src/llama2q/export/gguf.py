@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from llama2q.errors import ExportError, InvalidArgumentError
+from llama2q.errors import ExportError
 from llama2q.export import gguf_container as container
 from llama2q.export.gguf_blocks import block_scales, int4_blocks, int8_blocks
 from llama2q.export.gguf_container import BLOCK, GgufTensor, GgufType
@@ -49,6 +49,8 @@ _IN_LAYER = {
     "feed_forward.w2": "ffn_down",
     "feed_forward.w3": "ffn_up",
 }
+
+Planned = tuple[GgufTensor, StreamedTensor]
 
 
 def export_gguf(
@@ -93,19 +95,33 @@ def export_gguf(
     start = time.perf_counter()
     path = Path(dst)
     with L2qFile(src) as file:
-        if path.exists() and path.samefile(file.path):
-            raise InvalidArgumentError(f"{path} is the file to export; give another name")
-        plan = list(_plan(file))
         metadata, notes = metadata_of(file, _main_type(file))
-        size = write_file(
-            path,
-            container.build_header(metadata, (entry for entry, _ in plan)),
-            [tensor for _, tensor in plan],
-            alignment=container.ALIGNMENT,
-            overwrite=overwrite,
+        size = write_gguf(
+            path, metadata, tensors_of(file), source=file.path, overwrite=overwrite,
             progress=progress,
-        )
+        )  # fmt: skip
     return ExportReport(path, size, time.perf_counter() - start, notes)
+
+
+def write_gguf(
+    path: Path,
+    metadata: Mapping[str, container.Value],
+    tensors: Sequence[Planned],
+    *,
+    source: Path,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write a GGUF file; see `write_file`, whose result it returns."""
+    return write_file(
+        path,
+        container.build_header(metadata, (entry for entry, _ in tensors)),
+        [tensor for _, tensor in tensors],
+        alignment=container.ALIGNMENT,
+        source=source,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def gguf_name(name: str) -> str:
@@ -116,18 +132,24 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_IN_LAYER[rest.removesuffix('.weight')]}.weight"
 
 
-def _plan(file: L2qFile) -> Iterator[tuple[GgufTensor, StreamedTensor]]:
-    """Yield all tensors in the order of the `.l2q` file."""
-    tokenizer_bytes = file.tensors[TOKENIZER].nbytes
-    for part in model_parts(file.config, file.recipe, tokenizer_bytes):
+def tensors_of(file: L2qFile) -> list[Planned]:
+    """Return all tensors in the order of the `.l2q` file.
+
+    Raises
+    ------
+    ExportError
+        GGUF cannot hold one.
+    """
+    planned: list[Planned] = []
+    for part in model_parts(file.config, file.recipe, file.tensors[TOKENIZER].nbytes):
         if isinstance(part, MatrixSpec):
-            for source in part.sources:
-                yield _matrix(file, part, source)
+            planned += (_matrix(file, part, source) for source in part.sources)
         elif part.name not in (INV_FREQ, TOKENIZER):
-            yield _norm(file, part)
+            planned.append(_norm(file, part))
+    return planned
 
 
-def _norm(file: L2qFile, part: TensorSpec) -> tuple[GgufTensor, StreamedTensor]:
+def _norm(file: L2qFile, part: TensorSpec) -> Planned:
     name = gguf_name(part.name)
     return (
         GgufTensor(name, part.shape, container.F32, part.nbytes),
@@ -135,7 +157,7 @@ def _norm(file: L2qFile, part: TensorSpec) -> tuple[GgufTensor, StreamedTensor]:
     )
 
 
-def _matrix(file: L2qFile, matrix: MatrixSpec, source: str) -> tuple[GgufTensor, StreamedTensor]:
+def _matrix(file: L2qFile, matrix: MatrixSpec, source: str) -> Planned:
     kind = _type_of(matrix.stored)
     if matrix.cols % kind.block_elements:
         raise ExportError(

@@ -6,6 +6,7 @@ Source of the keys: ggml-org/ggml, docs/gguf.md; ggml-org/llama.cpp, `gguf-py/gg
 from __future__ import annotations
 
 from llama2q.errors import ExportError, TokenizerError
+from llama2q.export.chat_templates import CHAT_TEMPLATES
 from llama2q.export.gguf_container import ALIGNMENT, GgufType, Value
 from llama2q.export.licence import licence_text
 from llama2q.export.pieces import PieceModel, read_pieces
@@ -59,7 +60,10 @@ def metadata_of(file: L2qFile, main_type: GgufType) -> tuple[dict[str, Value], t
             f"{file.path.name}: tokenizer.model has {len(model.pieces)} pieces, the model "
             f"{config.vocab_size} tokens; convert again with the model's own tokenizer"
         )
-    return {**values, **_tokenizer(file.path.name, model)}, _notes(model)
+    values |= _tokenizer(file.path.name, model)
+    if file.template in CHAT_TEMPLATES:
+        values["tokenizer.chat_template"] = CHAT_TEMPLATES[file.template]
+    return values, _notes(model)
 
 
 def _licence(metadata: Metadata) -> dict[str, Value]:
@@ -91,6 +95,7 @@ def _tokenizer(where: str, model: PieceModel) -> dict[str, Value]:
         "tokenizer.ggml.add_bos_token": True,
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": model.adds_prefix,
+        "tokenizer.ggml.remove_extra_whitespaces": model.removes_extra_spaces,
     }
 
 

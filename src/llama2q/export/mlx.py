@@ -96,7 +96,7 @@ def export_mlx(
         header = build_header((entry for entry, _ in plan), {"format": "mlx"})
         texts = {
             "config.json": _json(config_json(file)),
-            "tokenizer_config.json": _json(tokenizer_config_json(pieces, file.config.max_seq_len)),
+            "tokenizer_config.json": _json(tokenizer_config_json(file, pieces)),
             TOKENIZER: tokenizer,
         }
         if (licences := licence_text(file.metadata)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama2q.converter.hf_tensors import hf_name
+from llama2q.export.chat_templates import CHAT_TEMPLATES
 from llama2q.export.pieces import PieceModel
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import OUTER_MATRICES, TensorType
@@ -75,10 +76,10 @@ def _packing(stored: TensorType) -> dict[str, Any]:
     return {"group_size": stored.group_size, "bits": _BITS[stored.type]}
 
 
-def tokenizer_config_json(model: PieceModel, context: int) -> dict[str, Any]:
+def tokenizer_config_json(file: L2qFile, model: PieceModel) -> dict[str, Any]:
     """Return tokenizer_config.json for a SentencePiece model that lies beside it."""
     names = [model.pieces[token].text for token in (Tokenizer.bos_id, Tokenizer.eos_id)]
-    return {
+    values = {
         "tokenizer_class": "LlamaTokenizer",
         "bos_token": names[0],
         "eos_token": names[1],
@@ -88,5 +89,8 @@ def tokenizer_config_json(model: PieceModel, context: int) -> dict[str, Any]:
         "add_prefix_space": model.adds_prefix,
         "legacy": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
+        "model_max_length": file.config.max_seq_len,
     }
+    if file.template in CHAT_TEMPLATES:
+        values["chat_template"] = CHAT_TEMPLATES[file.template]
+    return values

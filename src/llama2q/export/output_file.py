@@ -46,7 +46,7 @@ class StreamedTensor:
     chunks: Callable[[], Iterator[NDArray[Any]]]
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
+def _refuse_existing(path: Path, source: Path | None, *, overwrite: bool) -> None:
     """Raise unless a file of this name may be written.
 
     Raises
@@ -54,7 +54,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     OutputExistsError
         It is a folder, or exists and `overwrite` was not asked for.
     InvalidArgumentError
-        Its folder does not exist.
+        Its folder does not exist, or it is `source`.
     FileInUseError
         On Windows: a program has the file open that is to be replaced.
     """
@@ -62,6 +62,8 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(f"{path} is a folder; give a file name")
     if not path.parent.is_dir():
         raise InvalidArgumentError(f"the folder {path.parent} does not exist")
+    if source is not None and path.exists() and path.samefile(source):
+        raise InvalidArgumentError(f"{path} is the file to export; give another name")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; pass overwrite=True (--force) to replace it")
     require_replaceable(path)
@@ -73,6 +75,7 @@ def write_file(
     tensors: Sequence[StreamedTensor],
     *,
     alignment: int = 1,
+    source: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -87,6 +90,8 @@ def write_file(
         In the order of the file.
     alignment : int
         Each tensor is filled up with zeros to a multiple of this many bytes.
+    source : Path, optional
+        The file that the tensors come from, which must not be replaced.
     overwrite : bool
         Whether an existing file is replaced.
     progress : callable, optional
@@ -101,46 +106,62 @@ def write_file(
     OutputExistsError, DiskSpaceError, OutputError, FileInUseError, InvalidArgumentError
         See `llama2q.errors`.
     """
-    refuse_existing(path, overwrite=overwrite)
     total = len(header) + sum(t.n_bytes + -t.n_bytes % alignment for t in tensors)
+    with _named_errors(path, total):
+        _refuse_existing(path, source, overwrite=overwrite)
+        _check_disk_space(path, total)
+        part_path = path.with_name(path.name + ".part")
+        with part_path.open("ab") as part:
+            if not lock(part):
+                raise OutputExistsError(f"{part_path} is being written by another process")
+            try:
+                _write_all(part, header, tensors, alignment, total, progress)
+                _refuse_existing(path, source, overwrite=overwrite)
+                if sys.platform == "win32":
+                    part.close()  # an open file cannot be renamed; elsewhere it stays locked
+                replace(part_path, path)
+            except BaseException:
+                if sys.platform == "win32":
+                    part.close()
+                with contextlib.suppress(OSError):
+                    part_path.unlink(missing_ok=True)
+                raise
+            if not part.closed:
+                leave_page_cache(part)
+        fsync_folder(path.parent)
+    if progress is not None:
+        progress(total, total, "")
+    return total
+
+
+def _write_all(
+    part: BinaryIO,
+    header: bytes,
+    tensors: Sequence[StreamedTensor],
+    alignment: int,
+    total: int,
+    progress: Progress | None,
+) -> None:
+    part.truncate(0)
+    part.write(header)
+    done = len(header)
+    for tensor in tensors:
+        if progress is not None:
+            progress(done, total, tensor.name)
+        _write_tensor(part, tensor)
+        part.write(bytes(-tensor.n_bytes % alignment))
+        done += tensor.n_bytes + -tensor.n_bytes % alignment
+    part.flush()
+    os.fsync(part.fileno())
+
+
+def _check_disk_space(path: Path, total: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < total:
         raise DiskSpaceError(
             f"{path.name} needs {total / 1e9:.2f} GB; only {free / 1e9:.2f} GB are free in "
             f"{path.parent}"
         )
-    part_path = path.with_name(path.name + ".part")
-    with _named_errors(path, total), part_path.open("ab") as part:
-        if not lock(part):
-            raise OutputExistsError(f"{part_path} is being written by another process")
-        try:
-            part.truncate(0)
-            part.write(header)
-            done = len(header)
-            for tensor in tensors:
-                if progress is not None:
-                    progress(done, total, tensor.name)
-                _write_tensor(part, tensor)
-                part.write(bytes(-tensor.n_bytes % alignment))
-                done += tensor.n_bytes + -tensor.n_bytes % alignment
-            part.flush()
-            os.fsync(part.fileno())
-            refuse_existing(path, overwrite=overwrite)
-            if sys.platform == "win32":
-                part.close()  # an open file cannot be renamed; elsewhere it stays locked
-            replace(part_path, path)
-        except BaseException:
-            if sys.platform == "win32":
-                part.close()
-            with contextlib.suppress(OSError):
-                part_path.unlink(missing_ok=True)
-            raise
-        fsync_folder(path.parent)
-        if not part.closed:
-            leave_page_cache(part)
-    if progress is not None:
-        progress(total, total, "")
-    return total
 
 
 def _write_tensor(part: BinaryIO, tensor: StreamedTensor) -> None:

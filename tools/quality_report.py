@@ -136,6 +136,7 @@ class QualityReport:
             from matplotlib import pyplot
         except ImportError:
             return "no plot: matplotlib is not installed"
+        pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "quality"})
         figure, (whole, part) = pyplot.subplots(1, 2, figsize=(13, 5.5))
         for axes, most in ((whole, math.inf), (part, FEW_BITS)):
             self._draw(axes, most)

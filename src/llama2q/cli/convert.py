@@ -32,6 +32,15 @@ class Grid(StrEnum):
     uniform = "uniform"
 
 
+class Method(StrEnum):
+    """Ways to choose int4 codes."""
+
+    gptq = "gptq"
+    calibrated = "calibrated"
+    search = "search"
+    rtn = "rtn"
+
+
 class ChatTemplate(StrEnum):
     """Ways to build chat prompts."""
 
@@ -58,6 +67,17 @@ def convert(
     grid: Annotated[Grid, typer.Option(help="Values that an int4 code can take.")] = (
         Grid.nonuniform
     ),
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="How int4 codes are chosen: best first, the slower the better. Default: gptq."
+        ),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Short for --method search.")] = False,
+    calibration_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text for gptq and calibrated in place of llama2q's."),
+    ] = None,
     chat_template: Annotated[
         ChatTemplate | None,
         typer.Option(help="The template it was trained with; by default as its files or name say."),
@@ -94,6 +114,8 @@ def convert(
             "quant": quant.value,
             "group_size": group_size,
             "grid": grid.value,
+            "method": _method(method, fast=fast),
+            "calibration_text": calibration_text,
             "chat_template": None if chat_template is None else chat_template.value,
             "lora": lora,
             "overwrite": force,
@@ -127,6 +149,12 @@ def convert(
             note(f"chat template: {report.template}")
         if report.terms is not None:
             note(report.terms)
+
+
+def _method(method: Method | None, *, fast: bool) -> str | None:
+    if fast and method not in (None, Method.search):
+        raise typer.BadParameter(f"--fast is --method search; it contradicts --method {method}")
+    return Method.search.value if fast else None if method is None else method.value
 
 
 def show_plan(plan: ConversionPlan, *, json: bool) -> None:

@@ -12,7 +12,7 @@ from llama2q.config import ModelConfig
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
 from llama2q.converter.costs import METHODS, Cost, Work
-from llama2q.converter.job import Job, open_job
+from llama2q.converter.job import Job, Options, open_job
 from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
 from llama2q.errors import Llama2qError
@@ -124,6 +124,8 @@ def plan_conversion(
     quant: str = "int4",
     group_size: int = 64,
     grid: str = "nonuniform",
+    method: str | None = None,
+    calibration_text: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
     lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -137,9 +139,9 @@ def plan_conversion(
 
     Parameters
     ----------
-    src, dst, quant, group_size, grid, chat_template, lora, overwrite, resume, verify_checksums
+    src, dst, quant, group_size, grid, method, calibration_text, chat_template, lora
         As of `llama2q.convert`.
-    n_threads
+    overwrite, resume, verify_checksums, n_threads
         As of `llama2q.convert`.
 
     Returns
@@ -152,16 +154,16 @@ def plan_conversion(
         As `llama2q.convert` raises them before it writes. A file that exists and a full disk are
         no errors here but obstacles of the plan.
     """
-    with open_job(
-        src,
-        dst,
+    options = Options(
         quant=quant,
         group_size=group_size,
         grid=grid,
+        method=method,
+        calibration_text=calibration_text,
         chat_template=chat_template,
         lora=lora,
-        n_threads=n_threads,
-    ) as job:
+    )
+    with open_job(src, dst, options, n_threads) as job:
         outline = Outline.of(job.metadata, len(job.checkpoint.tokenizer_bytes))
         finished = _finished_bytes(job, outline) if resume else 0
         cost = _cost(job, outline, finished, n_threads, verify_checksums=verify_checksums)

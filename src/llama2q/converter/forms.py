@@ -65,6 +65,9 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> NDArray[Any]:
         """Return a whole tensor, read-only."""
 
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes."""
+
     def release(self, name: str) -> None:
         """Give a tensor's pages back to the kernel."""
 

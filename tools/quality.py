@@ -37,7 +37,7 @@ from llama2q.errors import DiskSpaceError, InvalidArgumentError
 from llama2q.evaluate.compare import Reference
 from llama2q.evaluate.stored_logits import temp_folder
 from llama2q.format.layout import place, tensor_specs
-from llama2q.format.recipe import Recipe
+from llama2q.format.recipe import METHODS, Recipe
 from llama_cpp_importances import Importances, calibration_windows, importances
 from llama_cpp_peer import LlamaCpp, PeerFile, PeerType
 from machine import describe_machine
@@ -75,19 +75,29 @@ class Variant:
 
 REFERENCE: Mapping[str, Any] = {"quant": "none"}
 GROUPS = (32, 64, 128)
+KV_OF = (64, "nonuniform", METHODS[0])
+"""The int4 file that is run with every type of the KV cache: the converter's default."""
+
+
+def _int4(grid: str, method: str) -> tuple[Variant, ...]:
+    """All groups of one grid and method."""
+    return tuple(
+        Variant(
+            f"int4 {n} {grid} {method}",
+            {"quant": "int4", "group_size": n, "grid": grid, "method": method},
+            f"int4 {grid} {method}",
+            (None, "f16", "int8") if (n, grid, method) == KV_OF else (None,),
+        )
+        for n in GROUPS
+    )
+
+
 VARIANTS: tuple[Variant, ...] = (
     Variant("none", REFERENCE, kv_dtypes=("f16", "int8")),
     *(Variant(f"int8 {n}", {"quant": "int8", "group_size": n}, "int8") for n in GROUPS),
-    *(
-        Variant(
-            f"int4 {n} {grid}",
-            {"quant": "int4", "group_size": n, "grid": grid},
-            f"int4 {grid}",
-            (None, "f16", "int8") if (n, grid) == (64, "nonuniform") else (None,),
-        )
-        for grid in ("uniform", "nonuniform")
-        for n in GROUPS
-    ),
+    *_int4("uniform", "rtn"),
+    *_int4("uniform", "gptq"),
+    *(variant for method in reversed(METHODS) for variant in _int4("nonuniform", method)),
 )
 """What is measured: a new recipe or grid is a line here."""
 

@@ -17,7 +17,7 @@ from llama2q.evaluate.divergence import Estimate
 from wikitext import as_prose
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 200
-ONLY = "none,int8 64,int4 64 nonuniform,int4 32 nonuniform"
+ONLY = "none,int8 64,int4 64 nonuniform gptq,int4 32 nonuniform rtn"
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +64,19 @@ def test_table_json_and_page(
         ("none", "f16"),
         ("none", "int8"),
         ("int8 64", "f32"),
-        ("int4 32 nonuniform", "f32"),
-        ("int4 64 nonuniform", "f32"),
-        ("int4 64 nonuniform", "f16"),
-        ("int4 64 nonuniform", "int8"),
+        ("int4 32 nonuniform rtn", "f32"),
+        ("int4 64 nonuniform gptq", "f32"),
+        ("int4 64 nonuniform gptq", "f16"),
+        ("int4 64 nonuniform gptq", "int8"),
     ]
     means = {key: row["kl_mean"]["value"] for key, row in found.items()}
-    assert 0 < means["none", "f16"] < means["none", "int8"] < means["int4 64 nonuniform", "f32"]
-    assert 0 < means["int8 64", "f32"] < means["int4 32 nonuniform", "f32"]
+    assert (
+        0 < means["none", "f16"] < means["none", "int8"] < means["int4 64 nonuniform gptq", "f32"]
+    )
+    assert 0 < means["int8 64", "f32"] < means["int4 32 nonuniform rtn", "f32"]
     bits = {key: row["b"]["bits_per_weight"] for key, row in found.items()}
     assert bits["int8 64", "f32"] == 8.25
-    assert bits["int4 32 nonuniform", "f32"] == 4.5
+    assert bits["int4 32 nonuniform rtn", "f32"] == 4.5
     assert all(row["n_tokens"] == 510 for row in values["rows"])
     assert values["checkpoint"] == "mini"
     assert "path" not in json.dumps(values)
@@ -87,10 +89,10 @@ def test_table_json_and_page(
 
 def test_the_variants() -> None:
     names = [variant.name for variant in quality.VARIANTS]
-    assert len(names) == len(set(names)) == 10
-    assert {variant.series for variant in quality.VARIANTS} == {
-        "", "int8", "int4 uniform", "int4 nonuniform",
-    }  # fmt: skip
+    assert len(names) == len(set(names)) == 1 + 3 + 3 * 2 + 3 * 4
+    methods = [f"int4 nonuniform {method}" for method in ("rtn", "search", "calibrated", "gptq")]
+    series = ["", "int8", "int4 uniform rtn", "int4 uniform gptq", *methods]
+    assert list(dict.fromkeys(variant.series for variant in quality.VARIANTS)) == series
 
 
 def row(name: str, series: str, bits: float, kl: float, kv: str = "f32") -> Any:

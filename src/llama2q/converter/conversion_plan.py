@@ -9,15 +9,17 @@ from typing import Any
 
 from llama2q import _core, memory
 from llama2q.config import ModelConfig
+from llama2q.converter.calibration_cost import CalibrationRates
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
-from llama2q.converter.costs import METHODS, Cost, Work
+from llama2q.converter.costs import METHODS, CalibrationWork, Cost, Work
 from llama2q.converter.job import Job, Options, open_job
+from llama2q.converter.lora import MergedCheckpoint
 from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
 from llama2q.errors import Llama2qError
 from llama2q.format.journal import Journal
-from llama2q.format.layout import MatrixSpec, model_parts
+from llama2q.format.layout import LAYER_MATRICES, MatrixSpec, model_parts
 from llama2q.format.outline import (
     Outline,
     check_disk_room,
@@ -214,9 +216,22 @@ def _cost(
         share_left=1 - finished / outline.data_bytes,
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
-        rates=probe(matrices, checkpoint.dtype, largest, _core, n_threads),
+        merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, MergedCheckpoint) else 0,
+        rates=probe(matrices, checkpoint.dtype, largest, _core, n_threads, job.recipe.method),
+        calibration=_calibration_work(job, n_threads or _core.default_threads()),
     )
     return METHODS[job.recipe.method](work)
+
+
+def _calibration_work(job: Job, n_threads: int) -> CalibrationWork | None:
+    if job.calibration is None:
+        return None
+    stored = job.recipe.tensors[f"layers.0.{LAYER_MATRICES[0]}"]
+    return CalibrationWork(
+        method=job.recipe.method,
+        n_tokens=sum(map(len, job.calibration.windows)),
+        rates=CalibrationRates.measure(stored, n_threads),
+    )
 
 
 def _obstacles(path: Path, outline: Outline, *, overwrite: bool) -> tuple[str, ...]:

@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from llama2q.converter.calibration_cost import (
+    CalibrationRates,
+    calibrated_bytes,
+    calibrated_seconds,
+    gptq_bytes,
+    gptq_seconds,
+)
 from llama2q.converter.forms import Checkpoint
 from llama2q.converter.probe import Rates, kind_of
 from llama2q.format.layout import MatrixSpec
@@ -33,6 +40,15 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationWork:
+    """What a calibration runs, and how fast this machine does it."""
+
+    method: str
+    n_tokens: int
+    rates: CalibrationRates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """A conversion as far as its cost depends on it.
 
@@ -50,8 +66,12 @@ class Work:
         How much of the file is still to be made, 0 to 1.
     n_threads, n_cpus : int
         Threads of the quantizers, and CPUs that the process may use.
+    merged_terms : int
+        Products of an adapter that are added to weights.
     rates : Rates
         Of this machine.
+    calibration : CalibrationWork or None
+        Where the method runs a text through the model.
     """
 
     checkpoint: Checkpoint
@@ -62,7 +82,9 @@ class Work:
     share_left: float
     n_threads: int
     n_cpus: int
+    merged_terms: int
     rates: Rates
+    calibration: CalibrationWork | None
 
 
 class MethodCost(Protocol):
@@ -86,8 +108,9 @@ def rtn_cost(work: Work) -> Cost:
     disk writes is not known; a file is written while the next matrices are encoded.
     """
     rates = work.rates
-    encode = work.share_left * sum(
-        matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices
+    encode = work.share_left * (
+        sum(matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices)
+        + work.merged_terms / rates.merged_terms
     )
     write = work.share_left * work.file_bytes * (1 / rates.sha256 + 2 / rates.copy)
     unlisted = work.input_bytes - work.listed_bytes
@@ -113,11 +136,26 @@ def _held_bytes(work: Work) -> Iterator[int]:
         yield source + (0 if is_streamed else sum(spec.nbytes for spec in matrix.tensors()))
 
 
+def calibrated_cost(work: Work) -> Cost:
+    """Return the cost of running a text through the model beside rounding it."""
+    config, calibration = work.checkpoint.config, work.calibration
+    if calibration is None:
+        return rtn_cost(work)
+    rounding = rtn_cost(work)
+    if calibration.method == "gptq":
+        memory = gptq_bytes(config, calibration.n_tokens, work.n_threads)
+        seconds = gptq_seconds(config, calibration.n_tokens, calibration.rates)
+    else:
+        memory = calibrated_bytes(config, calibration.n_tokens)
+        seconds = calibrated_seconds(config, calibration.n_tokens, calibration.rates)
+    return Cost(rounding.memory_bytes + memory, rounding.seconds + work.share_left * seconds)
+
+
 METHODS: dict[str, MethodCost] = {
     "none": rtn_cost,
     "rtn": rtn_cost,
     "search": rtn_cost,
-    "calibrated": rtn_cost,
-    "gptq": rtn_cost,
+    "calibrated": calibrated_cost,
+    "gptq": calibrated_cost,
 }
 """The cost of each method, by the name that a recipe has for it."""

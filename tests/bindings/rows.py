@@ -237,7 +237,7 @@ ROWS: dict[str, Row] = {
     ),
     "search_int4": Row(
         _core.search_int4,
-        made(weights=f32(20, 40), group_size=32, grid=NONUNIFORM),
+        made(weights=f32(20, 40), group_size=32, grid=NONUNIFORM, importance=f32(40)),
         values=[
             *(("group_size", n) for n in (0, -1, 1, 48, 256, 2**31, 2**62)),
             ("grid", NONUNIFORM[::-1].copy()),
@@ -247,6 +247,7 @@ ROWS: dict[str, Row] = {
             *THREADS,
         ],
         free={"weights": (0,)},
+        optional=("importance",),
     ),
     "feed_back_int4": Row(
         _core.feed_back_int4,
@@ -256,6 +257,7 @@ ROWS: dict[str, Row] = {
             "grid": NONUNIFORM,
             "factors": np.eye(40, dtype=np.float32),
             "importance": np.ones(40, np.float32),
+            "correction": f32(40, 20),
         },
         values=[
             *(("group_size", n) for n in (0, -1, 1, 48, 256, 2**31, 2**62)),
@@ -264,6 +266,7 @@ ROWS: dict[str, Row] = {
             *ISA,
             *THREADS,
         ],
+        optional=("correction",),
     ),
     "mirror_lower": Row(_core.mirror_lower, made(h=f32(7, 7)), values=[*THREADS], in_place=("h",)),
     "quantize_int8": Row(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llama2q.calibrate.calibration import Calibration
 from llama2q.converter.chat_template import stored_name
+from llama2q.converter.equalize import EqualizedCheckpoint
 from llama2q.converter.forms import Checkpoint, open_checkpoint
 from llama2q.converter.lora import with_adapter
 from llama2q.errors import InvalidArgumentError
@@ -79,8 +80,9 @@ def open_job(
     adapter = None if options.lora is None else Path(options.lora).expanduser()
     with (
         open_checkpoint(Path(src).expanduser()) as base,
-        with_adapter(base, adapter, rounded=quant == "none", n_threads=n_threads) as checkpoint,
+        with_adapter(base, adapter, rounded=quant == "none", n_threads=n_threads) as merged,
     ):
+        checkpoint = merged if quant == "none" else EqualizedCheckpoint.of(merged)
         calibration = _calibration(checkpoint, method, options.calibration_text)
         recipe = Recipe.for_model(
             checkpoint.config,

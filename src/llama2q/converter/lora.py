@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q._core import default_threads
-from llama2q.closing import Closing
-from llama2q.config import ModelConfig
 from llama2q.converter.forms import Checkpoint
 from llama2q.converter.hf_tensors import heads_of, unpermute
 from llama2q.converter.json_file import shown
 from llama2q.converter.lora_adapter import LoraAdapter, Update, finite_array
 from llama2q.converter.lora_merge import merge, merging_bytes
 from llama2q.converter.mapped_tensor import MappedTensor
+from llama2q.converter.wrapped import WrappedCheckpoint
 from llama2q.errors import QuantizationError, UnsupportedAdapterError
 
 _COMPARED_ROWS = 256
@@ -28,7 +27,7 @@ _TABLES = ("tok_embeddings.weight", "output.weight")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class MergedCheckpoint(Closing):
+class MergedCheckpoint(WrappedCheckpoint):
     """A checkpoint and an adapter (context manager); see `open`.
 
     It has the attributes of a checkpoint; what the adapter changes is float32.
@@ -95,24 +94,9 @@ class MergedCheckpoint(Closing):
         )
 
     @property
-    def folder(self) -> Path:
-        """The checkpoint's folder."""
-        return self._base.folder
-
-    @property
     def name(self) -> str:
         """The model's name and the adapter's."""
         return f"{self._base.name or 'model'}-{self._adapter.name}"
-
-    @property
-    def config(self) -> ModelConfig:
-        """Shape of the model."""
-        return self._base.config
-
-    @property
-    def dtype(self) -> str:
-        """The checkpoint's."""
-        return self._base.dtype
 
     @property
     def sources(self) -> list[Path]:
@@ -120,25 +104,10 @@ class MergedCheckpoint(Closing):
         return [*self._base.sources, *self._adapter.sources]
 
     @property
-    def tokenizer_bytes(self) -> bytes:
-        """The checkpoint's."""
-        return self._base.tokenizer_bytes
-
-    @property
-    def template(self) -> str:
-        """The checkpoint's."""
-        return self._base.template
-
-    @property
     def licences(self) -> dict[str, str]:
         """Those of the checkpoint; those of the adapter under `ADAPTER/FILE`."""
         own = {f"{self._adapter.name}/{name}": s for name, s in self._adapter.licences.items()}
         return {**self._base.licences, **own}
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Meta's tensor name -> shape."""
-        return self._base.shapes
 
     def read(self, name: str) -> NDArray[Any]:
         """Return a whole tensor, the adapter merged into it.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_json, set_up
+
+if TYPE_CHECKING:
+    from llama2q.converter.gguf_encode import TensorReport
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,18 +47,29 @@ class ChatTemplate(StrEnum):
 def convert(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Meta's download, or a Hugging Face folder of a Llama."),
+        typer.Argument(
+            metavar="DIR",
+            help="Meta's download, a Hugging Face folder of a Llama, or a GGUF file of one.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .l2q file to write.")
     ] = None,
-    quant: Annotated[Quant, typer.Option(help="none keeps the checkpoint's own numbers.")] = (
-        Quant.int4
-    ),
-    group_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = 64,
-    grid: Annotated[Grid, typer.Option(help="Values that an int4 code can take.")] = (
-        Grid.nonuniform
-    ),
+    quant: Annotated[
+        Quant | None,
+        typer.Option(
+            help="none keeps the checkpoint's own numbers. [default: int4; what a quantized GGUF "
+            "file has]"
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights per scale: 32, 64 or 128. [default: 64; 32 for such a file]"),
+    ] = None,
+    grid: Annotated[
+        Grid | None,
+        typer.Option(help="Values that an int4 code can take. [default: nonuniform]"),
+    ] = None,
     chat_template: Annotated[
         ChatTemplate | None,
         typer.Option(help="The template it was trained with; by default as its files or name say."),
@@ -72,7 +87,7 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
-    """Convert a Llama 2 checkpoint, Meta's form or Hugging Face's, to one .l2q file."""
+    """Convert a Llama 2 checkpoint (Meta's form, Hugging Face's, GGUF) to one .l2q file."""
     set_up(verbose)
     with exit_codes():
         import llama2q
@@ -81,9 +96,9 @@ def convert(
             report = llama2q.convert(
                 folder,
                 output,
-                quant=quant.value,
+                quant=None if quant is None else quant.value,
                 group_size=group_size,
-                grid=grid.value,
+                grid=None if grid is None else grid.value,
                 chat_template=None if chat_template is None else chat_template.value,
                 overwrite=force,
                 resume=resume,
@@ -103,12 +118,30 @@ def convert(
             f"{report.bits_per_weight:.2f} bits a weight, {report.seconds:.1f} s"
             + (f"; {report.n_checksums} checksums right" if report.n_checksums else "")
         )
-        for text in report.notes:
+        for text in (*report.notes, *describe_tensors(report.tensors)):
             note(text)
         if report.notes:
             note(f"chat template: {report.template}")
         if report.terms is not None:
             note(report.terms)
+
+
+def describe_tensors(tensors: Sequence[TensorReport]) -> list[str]:
+    """Say how many tensors are exactly those of the source, and what rounding cost the others."""
+    if not tensors:
+        return []
+    rounded: dict[str, list[TensorReport]] = {}
+    for tensor in tensors:
+        if not tensor.exact:
+            rounded.setdefault(f"{tensor.source} -> {tensor.stored}", []).append(tensor)
+    n_exact = sum(tensor.exact for tensor in tensors)
+    lines = [f"{n_exact} of {len(tensors)} tensors are exactly those of the file"]
+    for kinds, group in rounded.items():
+        errors = [tensor.error for tensor in group if tensor.error is not None]
+        size = f"{max(errors):.2%} of their size at most" if errors else "not measured"
+        names = f"{group[0].name}, ..." if len(group) > 1 else group[0].name
+        lines.append(f"rounded: {len(group)} {kinds}, error (RMS) {size} ({names})")
+    return lines
 
 
 def main() -> None:

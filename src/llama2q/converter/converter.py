@@ -19,7 +19,9 @@ from llama2q.config import ModelConfig
 from llama2q.converter.chat_template import stored_name
 from llama2q.converter.checklist import ListedFile, read_checklists
 from llama2q.converter.encode import Quantizers, encode_matrix
-from llama2q.converter.forms import Checkpoint, open_checkpoint
+from llama2q.converter.forms import Checkpoint, open_checkpoint, recipe_for
+from llama2q.converter.gguf_checkpoint import GgufCheckpoint
+from llama2q.converter.gguf_encode import GgufEncoder, TensorReport
 from llama2q.converter.hub_cache import blob_hashes, check_blobs
 from llama2q.converter.sources import SourceHasher, fingerprint
 from llama2q.converter.terms import terms_of
@@ -63,6 +65,8 @@ class ConvertReport:
         A reminder of Meta's terms where the model is, or may be, Meta's.
     notes : tuple of str
         What a user should know about how the checkpoint was read.
+    tensors : tuple of TensorReport
+        Of a GGUF file: what each tensor's type was and is, and what that changed.
     """
 
     path: Path
@@ -78,15 +82,16 @@ class ConvertReport:
     n_checksums: int
     terms: str | None
     notes: tuple[str, ...]
+    tensors: tuple[TensorReport, ...] = ()
 
 
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None = None,
     *,
-    quant: str = "int4",
-    group_size: int = 64,
-    grid: str = "nonuniform",
+    quant: str | None = None,
+    group_size: int | None = None,
+    grid: str | None = None,
     chat_template: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -101,16 +106,19 @@ def convert(
     src : str or Path
         Folder in Meta's form (consolidated.NN.pth, params.json) or in Hugging Face's (config.json
         of a Llama model, model*.safetensors or pytorch_model*.bin); also a repository or snapshot
-        in Hugging Face's cache.
+        in Hugging Face's cache. Or a GGUF file, whatever its name, or a folder that holds one.
     dst : str or Path, optional
         File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
         current folder, where "none" appears as the checkpoint's dtype.
-    quant : {"int4", "int8", "none"}
-        "none" keeps the checkpoint's own numbers.
-    group_size : {32, 64, 128}
-        Columns per scale.
-    grid : {"nonuniform", "uniform"}
-        Values of the int4 codes.
+    quant : {"int4", "int8", "none"}, optional
+        "none" keeps the checkpoint's own numbers. By default int4; but of a GGUF file that is
+        quantized each tensor keeps its own codes where a file can hold them (Q4_0, IQ4_NL, Q8_0),
+        and its numbers where it has plain ones; other tensors are rounded anew, to int4 from 5
+        bits a weight or fewer, else to int8.
+    group_size : {32, 64, 128}, optional
+        Columns per scale; by default 64, or 32 for a GGUF file that is quantized.
+    grid : {"nonuniform", "uniform"}, optional
+        Values of the int4 codes; by default nonuniform, or what most of a GGUF file's codes have.
     chat_template : {"llama-2", "vicuna", "zephyr", "chatml", "none"}, optional
         How chat prompts are built; by default as the checkpoint's template text or name says.
     overwrite : bool
@@ -138,6 +146,8 @@ def convert(
         The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
+    MissingPackageError
+        Types of a GGUF file need the package gguf.
     OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
         See `llama2q.errors`. No error leaves a file under the final name.
 
@@ -169,9 +179,9 @@ def convert_with(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None = None,
     *,
-    quant: str = "int4",
-    group_size: int = 64,
-    grid: str = "nonuniform",
+    quant: str | None = None,
+    group_size: int | None = None,
+    grid: str | None = None,
     chat_template: str | None = None,
     overwrite: bool = False,
     resume: bool = True,
@@ -183,14 +193,16 @@ def convert_with(
     start = time.perf_counter()
     template = None if chat_template is None else stored_name(chat_template)
     with open_checkpoint(Path(src).expanduser()) as checkpoint:
-        recipe = Recipe.for_model(
-            checkpoint.config, quant, group_size=group_size, grid=grid, dtype=checkpoint.dtype
-        )
-        path = _output_path(checkpoint, dst, checkpoint.dtype if quant == "none" else quant)
+        recipe = recipe_for(checkpoint, quant, group_size, grid)
+        gguf = None
+        if isinstance(checkpoint, GgufCheckpoint):
+            gguf = GgufEncoder(checkpoint, quantizers, n_threads)
+        path = _output_path(checkpoint, dst, recipe)
         sources = checkpoint.sources
         _refuse_source(path, sources)
         blobs = blob_hashes(sources) if verify_checksums else {}
-        listed = read_checklists(checkpoint.folder, sources) if verify_checksums else {}
+        has_list = verify_checksums and gguf is None  # Meta's lists know nothing of a GGUF file
+        listed = read_checklists(checkpoint.folder, sources) if has_list else {}
         metadata = Metadata(
             config=checkpoint.config,
             recipe=recipe,
@@ -210,7 +222,7 @@ def convert_with(
             SourceHasher(sources, listed) as hasher,
             _CheckedSource(checkpoint, hasher, listed, blobs) as source,
         ):
-            _write(writer, source, quantizers, progress, n_threads)
+            _write(writer, source, gguf, quantizers, progress, n_threads)
             model_id = writer.finish(source.finish(_waiting(progress, writer.data_bytes)))
     if progress is not None:
         progress(writer.data_bytes, writer.data_bytes, "")
@@ -228,6 +240,7 @@ def convert_with(
         n_checksums=len(listed) + len(blobs),
         terms=terms_of(metadata),
         notes=checkpoint.notes,
+        tensors=() if gguf is None else gguf.reports(recipe),
     )
 
 
@@ -247,6 +260,7 @@ def bits_per_weight(config: ModelConfig, recipe: Recipe) -> float:
 def _write(
     writer: Writer,
     source: _CheckedSource,
+    gguf: GgufEncoder | None,
     quantizers: Quantizers,
     progress: Progress | None,
     n_threads: int | None,
@@ -262,6 +276,8 @@ def _write(
         done += sum(spec.nbytes for spec in specs)
 
     def encode(matrix: MatrixSpec) -> list[Chunks]:
+        if gguf is not None:
+            return gguf.encode(matrix)
         return encode_matrix(matrix, source.read, source.release, quantizers, n_threads)
 
     def norm(spec: TensorSpec) -> NDArray[np.float32]:
@@ -349,7 +365,10 @@ class _CheckedSource:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _output_path(checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, kind: str) -> Path:
+def _output_path(
+    checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, recipe: Recipe
+) -> Path:
+    kind = recipe.quant if recipe.is_quantized else checkpoint.dtype
     name = f"{checkpoint.name or 'model'}-{kind}.l2q"
     path = Path(name) if dst is None else Path(dst)
     return path / name if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""The forms that a checkpoint may have, told apart by what its folder holds."""
+"""The forms that a checkpoint may have, told apart by its first bytes or what its folder holds."""
 
 from __future__ import annotations
 
@@ -7,27 +7,58 @@ from typing import TypeAlias
 
 from llama2q.converter.checkpoint import MetaCheckpoint, named_os_errors
 from llama2q.converter.checkpoint_folder import holds_shards
+from llama2q.converter.gguf_checkpoint import GgufCheckpoint
+from llama2q.converter.gguf_folder import gguf_in, is_gguf
+from llama2q.converter.gguf_recipe import choose_recipe
 from llama2q.converter.hf_checkpoint import HfCheckpoint
 from llama2q.converter.hf_folder import is_hugging_face
 from llama2q.converter.hub_cache import snapshot_in
+from llama2q.format.recipe import Recipe
 
-Checkpoint: TypeAlias = MetaCheckpoint | HfCheckpoint
+Checkpoint: TypeAlias = MetaCheckpoint | HfCheckpoint | GgufCheckpoint
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a checkpoint of any form; Meta's comes first where a folder holds two.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint of any form; Meta's comes first where a folder holds two, GGUF last.
 
     Parameters
     ----------
-    folder : Path
-        The folder with the weights, or a repository's folder in Hugging Face's cache.
+    path : Path
+        The folder with the weights, or a repository's folder in Hugging Face's cache; or a GGUF
+        file.
 
     Raises
     ------
     CheckpointError, TokenizerError
-        See `MetaCheckpoint.open` and `HfCheckpoint.open`.
+        See `MetaCheckpoint.open`, `HfCheckpoint.open` and `GgufCheckpoint.open`.
     """
-    with named_os_errors(folder):
-        folder = snapshot_in(folder)
-        other = folder.is_dir() and not holds_shards(folder) and is_hugging_face(folder)
+    with named_os_errors(path):
+        if is_gguf(path):
+            return GgufCheckpoint.open(path)
+        folder = snapshot_in(path)
+        if not folder.is_dir() or holds_shards(folder):
+            return MetaCheckpoint.open(folder)
+        inside = gguf_in(folder)
+        if inside is not None:
+            return GgufCheckpoint.open(inside)
+        other = is_hugging_face(folder)
     return HfCheckpoint.open(folder) if other else MetaCheckpoint.open(folder)
+
+
+def recipe_for(
+    checkpoint: Checkpoint, quant: str | None, group_size: int | None, grid: str | None
+) -> Recipe:
+    """Return the recipe of a conversion; None stands for what fits the checkpoint.
+
+    Raises
+    ------
+    InvalidArgumentError
+        An argument is unknown or does not fit the checkpoint.
+    MissingPackageError, UnsupportedModelError
+        See `choose_recipe`.
+    """
+    if isinstance(checkpoint, GgufCheckpoint):
+        return choose_recipe(checkpoint, quant, group_size, grid)
+    given = {"quant": quant, "group_size": group_size, "grid": grid}
+    asked = {name: value for name, value in given.items() if value is not None}
+    return Recipe.for_model(checkpoint.config, dtype=checkpoint.dtype, **asked)  # type: ignore[arg-type]

@@ -101,12 +101,12 @@ class GgufCheckpoint(Closing):
             where = files[0].path.name
             values = GgufValues(where, files[0].values)
             tensors = _gather(files)
-            n_rows = tensors[EMBEDDINGS].shape[0] if EMBEDDINGS in tensors else 0
-            config = read_config(values, n_rows or 1)
-            if config.model.n_layers > len(tensors) or n_rows == 0:
+            n_rows = _n_rows(where, tensors)
+            config = read_config(values, n_rows)
+            if config.model.n_layers > len(tensors):
                 raise TensorSetError(
                     f"{where} has {len(tensors)} tensors; its keys say {config.model.n_layers} "
-                    f"layers and an embedding table ({EMBEDDINGS})"
+                    "layers"
                 )
             shapes = tensor_shapes(config.model)
             check_tensors(where, tensors, shapes)
@@ -236,6 +236,14 @@ def _gather(files: Sequence[GgufFile]) -> dict[str, GgufTensor]:
             f"{len(tensors)}. Are they of one download?"
         )
     return tensors
+
+
+def _n_rows(where: str, tensors: dict[str, GgufTensor]) -> int:
+    if EMBEDDINGS not in tensors:
+        raise TensorSetError(
+            f"{where} has no embedding table ({EMBEDDINGS}): it holds no whole language model"
+        )
+    return tensors[EMBEDDINGS].shape[0]
 
 
 def _check_quantization(values: GgufValues, tensors: dict[str, GgufTensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from numpy.typing import NDArray
 
 from converter.hf_files import Tensors, read_meta
 from llama2q.config import ModelConfig
+from llama2q.format import L2qFile
+from llama2q.quant import dense, grid_values, int4, int8
 from llama2q.quant.bits import widen
 
 Kind = GGMLQuantizationType
@@ -190,3 +193,32 @@ def gguf_file(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def decoded(file: L2qFile, source: str) -> NDArray[np.float32]:
+    """Return the values of one of Meta's tensors as a file holds them."""
+    name = re.sub(r"\.w[13]\.", ".w1_w3.", source)
+    if name not in file.recipe.tensors:
+        return file.array(name)
+    matrix = file.matrix(name)
+    stored, shape = matrix.stored, (matrix.rows, matrix.cols)
+    bands = slice(matrix.sources.index(source), None, len(matrix.sources))
+    if stored.group_size is None:
+        values = file.array(name)
+        return widen(values) if matrix.is_table else dense.decode(values[bands], *shape)
+    codes, scales = file.array(name + ".codes"), file.array(name + ".scales")
+    if matrix.is_table:
+        return int8.decode_rows(codes, scales, stored.group_size)
+    if stored.grid is None:
+        return int8.decode(codes[bands], scales[bands], *shape)
+    return int4.decode(codes[bands], scales[bands], *shape, grid_values(stored.grid))
+
+
+def dequantized(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Return the values of every tensor of a GGUF file, as the package gguf reads them."""
+    values = {}
+    for entry in GGUFReader(path).tensors:
+        with np.errstate(all="ignore"):
+            found = quants.dequantize(np.asarray(entry.data), entry.tensor_type)
+        values[entry.name] = found.reshape(tuple(reversed(entry.shape.tolist())))
+    return values

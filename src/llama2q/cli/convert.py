@@ -15,6 +15,9 @@ from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_
 if TYPE_CHECKING:
     from llama2q.converter.gguf_encode import TensorReport
 
+_PLAIN = ("F32", "F16", "BF16")
+"""Types of a GGUF file whose weights were not rounded to codes."""
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -141,6 +144,11 @@ def describe_tensors(tensors: Sequence[TensorReport]) -> list[str]:
         size = f"{max(errors):.2%} of their size at most" if errors else "not measured"
         names = f"{group[0].name}, ..." if len(group) > 1 else group[0].name
         lines.append(f"rounded: {len(group)} {kinds}, error (RMS) {size} ({names})")
+    if any(not tensor.exact and tensor.source not in _PLAIN for tensor in tensors):
+        lines.append(
+            "weights that were rounded before lose a little more each time: the best file comes "
+            "from the original weights; --quant int8 keeps more"
+        )
     return lines
 
 

@@ -184,7 +184,7 @@ def _decoded(matrix: MatrixSpec, arrays: Arrays, shape: tuple[int, ...]) -> NDAr
 
 
 def _sum_of_squares(values: NDArray[np.float32]) -> float:
-    return float(np.square(values, dtype=np.float64).sum())
+    return float(np.einsum("ij,ij->i", values, values).sum(dtype=np.float64))
 
 
 def _alternating(arrays: tuple[tuple[NDArray[Any], ...], ...]) -> Iterator[NDArray[Any]]:

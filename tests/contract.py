@@ -115,6 +115,25 @@ def matmul_quantized(x: Array, matrix: Quantized) -> Array:
     return total
 
 
+def add_product(c: Array, a: Array, b: Array, *, subtract: bool = False) -> Array:
+    """c + a.T @ b or c - a.T @ b: one fma per k, ascending, from c on. a : (K, m); b : (K, n)."""
+    sign = F32(-1 if subtract else 1)
+    for k in range(len(a)):
+        c = fma(sign * a[k, :, None], b[k], c)
+    return c
+
+
+def ldl(h: Array) -> Array:
+    """L (without its ones) and D of h = L D L^T: column by column, one fma per earlier column."""
+    w, out = h.copy(), h.copy()
+    for j in range(len(h)):
+        for p in range(j):
+            w[j:, j] = fma(-out[j, p], w[j:, p], w[j:, j])
+        out[j, j] = w[j, j]
+        out[j + 1 :, j] = w[j + 1 :, j] / w[j, j]
+    return out
+
+
 def rope(x: Array, positions: Array, inv_freq: Array) -> Array:
     angle = positions.astype(np.float64)[:, None, None] * inv_freq
     c, s = np.cos(angle).astype(F32), np.sin(angle).astype(F32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import bench_convert
 import bench_limits
+import bench_linalg
 import bench_peers
 import gguf_file
 import peers_report
@@ -248,3 +251,33 @@ def test_limits_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["read_bytes_per_second"] > 0 for row in limits["rows"])
     assert bench_limits.main(quick) == 0
     assert "int8 GOPS" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops files from memory as Linux does")
+def test_conversions_beside_a_copy(
+    mini_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--setting", "quant=int8,group_size=32", "--setting", "quant=none"]
+    scratch = ["--scratch", str(tmp_path)]
+    assert bench_convert.main([str(mini_checkpoint), *settings, *scratch]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    names = [row.split("|")[1].strip() for row in rows]
+    assert names == ["task", "reading", "copy", "quant int8, group_size 32", "quant none"]
+    assert list(tmp_path.iterdir()) == []
+    assert bench_convert.main([str(tmp_path / "none"), *scratch]) == 1
+    assert "none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench_convert.main([str(mini_checkpoint), "--setting", "int8"])
+
+
+def test_linear_algebra(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--size", "64", "--rows", "8", "--rounds", "1"]
+    assert bench_linalg.main([*quick, "--threads", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["what"] for row in rows] == ["a.T @ b", "x.T @ x", "LDL, Cholesky"]
+    assert bench_linalg.main(quick) == 0
+    table = capsys.readouterr().out
+    assert all(row["what"] in table for row in rows)
+    assert "llama2q GFLOPS" in table
+    with pytest.raises(SystemExit):
+        bench_linalg.main(["--size", "0"])

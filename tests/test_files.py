@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,3 +164,19 @@ def test_a_full_disk_is_no_file_in_use(tmp_path: Path) -> None:
     with in_use(path, 19), pytest.raises(OutputError, match="cannot be written: Access is denied"):
         run(path, StopAt(-1))
     assert [p.name for p in tmp_path.iterdir()] == ["x.l2q"]
+
+
+def test_advice_is_only_advice(tmp_path: Path) -> None:
+    """What a system or a kind of file does not know is no error, and content stays as it is."""
+    path = tmp_path / "x"
+    with path.open("w+b") as file:
+        file.write(b"content")
+        file.flush()
+        files.start_writing(file, 0, 7)
+        files.will_need(file, 0, 1 << 40)
+        file.seek(0)
+        assert file.read() == b"content"
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as end, os.fdopen(writing, "wb"):
+        files.will_need(end, 0, 1)
+        files.start_writing(end, 0, 1)

@@ -25,12 +25,15 @@ SYSTEM_LIBRARIES = {
     *("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1"),
     "ld-linux-x86-64.so.2",
 }
-REQUIRED = ("llama2q/py.typed", "llama2q/_core.pyi", "llama2q/FORMAT.md")
+REQUIRED = (
+    *("llama2q/py.typed", "llama2q/_core.pyi", "llama2q/FORMAT.md"),
+    *("llama2q/calibrate/calibration.txt", "llama2q/calibrate/README.md"),
+)
 ISA_UNITS = {"avx2.cpp", "avxvnni.cpp", "avx512vnni.cpp"}
 """Source files that may hold more than baseline instructions."""
 SOURCES = {
     *("csrc", "src", "CMakeLists.txt", "LICENSE", "README.md", "pyproject.toml", "PKG-INFO"),
-    *(".clang-format", ".gitignore"),
+    *(".clang-format", ".gitattributes", ".gitignore"),
 }
 """What lies at the top of an sdist."""
 

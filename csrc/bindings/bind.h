@@ -7,8 +7,10 @@ namespace llama2q {
 
 void bind_model(pybind11::module_& m);
 void bind_kernels(pybind11::module_& m);
+void bind_int4(pybind11::module_& m);
 void bind_quantize(pybind11::module_& m);
 void bind_sample(pybind11::module_& m);
 void bind_limits(pybind11::module_& m);
+void bind_calibrate(pybind11::module_& m);
 
 }  // namespace llama2q

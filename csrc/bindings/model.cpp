@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
-#include <chrono>
 #include <mutex>
 #include <optional>
 
@@ -10,6 +9,7 @@
 #include "backend/cpu_features.h"
 #include "base/float_env.h"
 #include "bindings/bind.h"
+#include "bindings/signals.h"
 #include "bindings/weights.h"
 #include "model/forward.h"
 
@@ -296,15 +296,11 @@ class PyModel {
     f();
   }
 
-  // Called between layers: the flag each time, Python's signals at most every 100 ms.
+  // Called between layers.
   static std::function<void()> interruption(const CancelFlag* cancel) {
-    return [cancel, last = std::chrono::steady_clock::now()]() mutable {
+    return [cancel, check = SignalCheck()]() mutable {
       if (cancel != nullptr && cancel->is_set()) throw Cancelled("the step was cancelled");
-      const auto now = std::chrono::steady_clock::now();
-      if (now - last < std::chrono::milliseconds(100)) return;
-      last = now;
-      const py::gil_scoped_acquire acquire;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      check();
     };
   }
 

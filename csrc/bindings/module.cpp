@@ -78,7 +78,9 @@ PYBIND11_MODULE(_core, m) {
   bind_weights(m);
   bind_model(m);
   bind_kernels(m);
+  bind_int4(m);
   bind_quantize(m);
   bind_sample(m);
   bind_limits(m);
+  bind_calibrate(m);
 }

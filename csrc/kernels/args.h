@@ -137,11 +137,62 @@ struct ReadProbe {
   int64_t prefetch_lines;  // how far ahead; 0 for none
 };
 
+// C = C + A^T B, or C - A^T B; above kernels of any size, in a kernel m and n are at most
+// kGemmTile.
+struct GemmArgs {
+  const float* a;  // f32 [depth, a_stride], m columns of it
+  const float* b;  // f32 [depth, b_stride], n columns of it
+  float* c;        // f32 [m, c_stride], n columns of it; overlaps neither a nor b
+  int64_t m, n, depth;
+  int64_t a_stride, b_stride, c_stride;  // elements
+  bool subtract;
+  bool lower;  // only elements [i, j] with j <= i; the others are not touched
+};
+
+// Rows and columns of C that a thread takes at a time: a multiple of every register tile.
+inline constexpr int64_t kGemmTile = 384;
+inline constexpr int64_t kGemmDepth = 256;  // rows of A and B that are packed at a time
+inline constexpr int64_t kGemmScratch = 2 * kGemmDepth * kGemmTile;
+
+// Columns that ldl eliminates at a time, and rows beside them that a thread takes at a time.
+inline constexpr int64_t kLdlBlock = 128, kLdlStrip = 48;
+
 // Tokens of a tile, at most `most`, that n_tokens are dealt out to evenly.
 constexpr int64_t stream_width(int64_t n_tokens, int64_t most) {
   const int64_t tiles = (n_tokens + most - 1) / most;
   return tiles < 2 ? n_tokens : (n_tokens + tiles - 1) / tiles;
 }
+
+// The grid of int4 for comparisons: a value is `lowest` and the steps of all midpoints below it.
+struct GridSteps {
+  float lowest;
+  float highest;
+  float midpoint[15];
+  float step[15];
+};
+
+// The columns of a group of weights, for the 16 rows of a band; absent rows are 0.
+struct GroupColumns {
+  const float* x;        // f32 [n, stride], 16 columns of it
+  const float* weights;  // f32 [n], how much each column's error counts; may be null
+  int64_t n;             // at least 1
+  int64_t stride;        // elements
+};
+
+// A group of columns for feed_back(), for the 16 rows of a band.
+struct FeedbackGroup {
+  float* targets;           // f32 [n, stride]: what to round; changed on the way
+  const float* weights;     // f32 [n, stride]: what the errors are relative to
+  float* errors;            // f32 [n, stride], out
+  const float* factor;      // f32 [n, factor_stride]: the part of L below its diagonal
+  const float* importance;  // f32 [n]
+  int64_t n;
+  int64_t stride, factor_stride;  // elements
+};
+
+// Scales that search_scales() begins with, relative to that which puts the extreme on the grid's
+// end.
+inline constexpr float kScaleFactors[] = {1.0f, 0.8f, 0.86f, 0.92f, 1.04f, 1.1f};
 
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
 // those that return bool say whether every value was finite (and representable in the cache).
@@ -182,6 +233,23 @@ struct KernelTable {
   // Largest of x f32 [n], or NaN if any is NaN or +inf.
   float (*max_finite)(const float* x, int64_t n) noexcept;
   bool (*all_finite)(const float* x, int64_t n) noexcept;
+  // kernels/int4_groups.h. scales f16 [16]: search_scales() replaces those of extreme_scales();
+  // codes u8 [n, 16].
+  void (*extreme_scales)(const GroupColumns& group, const GridSteps& grid,
+                         uint16_t* scales) noexcept;
+  void (*search_scales)(const GroupColumns& group, const GridSteps& grid,
+                        uint16_t* scales) noexcept;
+  void (*round_group)(const GroupColumns& group, const GridSteps& grid, const uint16_t* scales,
+                      uint8_t* codes) noexcept;
+  bool (*feed_back)(const FeedbackGroup& group, const GridSteps& grid, uint16_t* scales,
+                    uint8_t* codes) noexcept;
+  // kernels/gemm.h; scratch f32 [kGemmScratch], aligned to 64 bytes.
+  void (*gemm)(const GemmArgs& args, float* scratch) noexcept;
+  // kernels/ldl.h; w and negated f32 [n, kLdlBlock].
+  int64_t (*ldl_block)(float* w, float* negated, int64_t n) noexcept;
+  // negated f32 [n, kLdlBlock], pivots f32 [n], w and l f32 [n, kLdlStrip].
+  void (*ldl_strip)(const float* negated, const float* pivots, int64_t n, float* w,
+                    float* l) noexcept;
 
   // Tokens of a tile of ActivationView.
   int64_t tile_width(int64_t n_tokens) const {

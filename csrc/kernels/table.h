@@ -3,6 +3,9 @@
 
 #include "kernels/args.h"
 #include "kernels/attention.h"
+#include "kernels/gemm.h"
+#include "kernels/int4_groups.h"
+#include "kernels/ldl.h"
 #include "kernels/limits.h"
 #include "kernels/math.h"
 #include "kernels/matmul.h"
@@ -31,6 +34,13 @@ inline constexpr KernelTable kKernelTable = {
     .exp_scaled = exp_scaled<V>,
     .max_finite = max_finite<V>,
     .all_finite = all_finite<V>,
+    .extreme_scales = extreme_scales<V>,
+    .search_scales = search_scales<V>,
+    .round_group = round_group<V>,
+    .feed_back = feed_back<V>,
+    .gemm = gemm<V>,
+    .ldl_block = ldl_block<V>,
+    .ldl_strip = ldl_strip<V>,
     .probe_dots = probe_dots<V>,
     .probe_reads = probe_reads<V>,
 };

@@ -38,13 +38,22 @@ struct Int4Lines {
   }
 };
 
-// Stores a code where the kernels read it.
+// Stores codes where the kernels read them.
 struct Int4Place {
   // line: u8 [64]; row in 0..15, column in 0..7, code in 0..15. The byte must start as zero.
   static void put(uint8_t* line, int64_t row, int64_t column, unsigned code) {
     const unsigned shifted = column < 4 ? code : code << 4;
     uint8_t& byte = line[4 * row + (column & 3)];
     byte = static_cast<uint8_t>(byte | shifted);
+  }
+
+  // codes: u8 [8], of a row's columns. The bytes may hold anything before.
+  static void put_row(uint8_t* line, int64_t row, const uint8_t* codes) {
+    uint32_t low, high;  // no shift by 4 leaves its byte
+    __builtin_memcpy(&low, codes, sizeof low);
+    __builtin_memcpy(&high, codes + sizeof low, sizeof high);
+    low |= high << 4;
+    __builtin_memcpy(line + 4 * row, &low, sizeof low);
   }
 };
 

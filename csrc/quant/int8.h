@@ -34,9 +34,9 @@ struct Int8Lines {
 };
 
 struct Int8Place {
-  // line: i8 [64]; row in 0..15, column in 0..3.
-  static void put(int8_t* line, int64_t row, int64_t column, int8_t code) {
-    line[4 * row + column] = code;
+  // line: i8 [64]; row in 0..15; codes: i8 [4], of the line's columns.
+  static void put_row(int8_t* line, int64_t row, const int8_t* codes) {
+    __builtin_memcpy(line + 4 * row, codes, 4);
   }
 };
 

@@ -26,15 +26,18 @@ from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from llama2q.converter.conversion_plan import ConversionPlan, plan_conversion
     from llama2q.converter.converter import ConvertReport, convert
     from llama2q.evaluate.compare import compare
     from llama2q.evaluate.comparison import Comparison
 else:
     _LATER = {
         "Comparison": "llama2q.evaluate.comparison",
+        "ConversionPlan": "llama2q.converter.conversion_plan",
         "ConvertReport": "llama2q.converter.converter",
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
+        "plan_conversion": "llama2q.converter.conversion_plan",
     }
 
     def __getattr__(name: str) -> Any:
@@ -48,6 +51,7 @@ __all__ = [
     "Chunk",
     "Comparison",
     "Completion",
+    "ConversionPlan",
     "ConvertReport",
     "Llama",
     "Llama2qError",
@@ -66,4 +70,5 @@ __all__ = [
     "errors",
     "load",
     "plan",
+    "plan_conversion",
 ]

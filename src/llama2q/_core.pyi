@@ -277,6 +277,29 @@ def pack_dense(
 ) -> _F32 | NDArray[np.float16] | NDArray[np.uint16]:
     """(rows, cols) to (n_bands, cols, 16), same dtype. NaN or Inf raise NonFiniteWeightError."""
 
+# Linear algebra of calibration, in place; the same bits on any instruction set and for any number
+# of threads (csrc/README.md). What is written may overlap nothing that is read.
+def add_product(
+    c: _F32,
+    a: _F32,
+    b: _F32,
+    subtract: bool = False,
+    isa: str | None = None,
+    n_threads: int | None = None,
+) -> None:
+    """c += a.T @ b, or c -= a.T @ b. c (m, n), a (k, m), b (k, n)."""
+
+def add_gram(h: _F32, x: _F32, isa: str | None = None, n_threads: int | None = None) -> None:
+    """h += x.T @ x on and below the diagonal; what is above is neither read nor written. h (k, k),
+    x (n, k)."""
+
+def ldl(h: _F32, isa: str | None = None, n_threads: int | None = None) -> int:
+    """Replace a symmetric matrix h (n, n) by its factors: h = L @ D @ L.T, L unit lower triangular
+    (below the diagonal of h, without its ones), D diagonal (on it). What is above the diagonal is
+    neither read nor written. Returns -1, or the index of the first pivot D[i] that is not greater
+    than 0 or not finite, where it stopped: h then holds no factors. Needs 1024 * n bytes beside h,
+    and 0.8 MiB per thread. Signals are looked at between blocks of 128 columns."""
+
 # Kernels on plain arrays, for tests and for anyone (llama2q.kernels documents them).
 def matmul(
     x: _F32, matrix: Matrix, isa: str | None = None, n_threads: int | None = None

@@ -81,12 +81,24 @@ class TensorSetError(CheckpointError):
     """Tensors are missing, unexpected, or have a wrong shape or dtype."""
 
 
+class AdapterError(CheckpointError):
+    """A LoRA adapter is unsound, incomplete, or does not fit the model that it is merged into."""
+
+
+class UnsupportedAdapterError(AdapterError):
+    """A LoRA adapter is sound, but cannot be merged exactly."""
+
+
 class NonFiniteWeightError(CheckpointError):
     """A weight is NaN or infinite."""
 
 
 class QuantizationError(Llama2qError):
     """Weights cannot be represented in the asked type."""
+
+
+class CalibrationTextError(Llama2qError):
+    """The text to calibrate on is damaged, or too short for one window."""
 
 
 class OutputExistsError(Llama2qError, FileExistsError):

@@ -131,6 +131,23 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def will_need(file: BinaryIO, begin: int, nbytes: int) -> None:
+    """Have the system read a range from the disk in the background, where it can."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), begin, nbytes, os.POSIX_FADV_WILLNEED)
+
+
+def start_writing(file: BinaryIO, begin: int, nbytes: int) -> None:
+    """Have the system write a range to the disk in the background, where it can.
+
+    Without it hundreds of MB wait in memory until the flush at the end.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # the call writes dirty pages, and drops clean ones
+            os.posix_fadvise(file.fileno(), begin, nbytes, os.POSIX_FADV_DONTNEED)
+
+
 def leave_page_cache(file: BinaryIO) -> None:
     """Drop what was written from memory: the next one to map it has it read in larger pages."""
     if sys.platform == "linux":

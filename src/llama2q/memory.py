@@ -69,8 +69,12 @@ def peak_resident_bytes() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    high_water = _status_bytes(Path("/proc/self/status")).get("VmHWM")
+    if high_water is not None:
+        return high_water
     import resource
 
+    # Not on Linux: there it begins with the size of the process that started this one.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -80,16 +84,18 @@ def resident_bytes(pid: int | None = None) -> tuple[int | None, int | None]:
 
     None where the system does not tell them apart (other than Linux).
     """
-    path = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
+    values = _status_bytes(Path("/proc") / ("self" if pid is None else str(pid)) / "status")
+    return (values["RssAnon"], values["RssFile"]) if "RssFile" in values else (None, None)
+
+
+def _status_bytes(path: Path) -> dict[str, int]:
+    """Return the sizes that Linux tells of a process, in bytes, by name; none elsewhere."""
     try:
         lines = path.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return None, None
-    values = dict(line.split(":", 1) for line in lines if line.startswith("Rss"))
-    if not {"RssAnon", "RssFile"} <= values.keys():
-        return None, None
-    anonymous, mapped = (int(values[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
-    return anonymous, mapped
+        return {}
+    pairs = (line.split(":", 1) for line in lines if line.endswith(" kB"))
+    return {name: int(size.split()[0]) * 1024 for name, size in pairs}
 
 
 def cgroup_limit_bytes() -> int | None:

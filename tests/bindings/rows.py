@@ -267,6 +267,20 @@ ROWS: dict[str, Row] = {
         ],
         free={"weights": (0, 1)},
     ),
+    "add_product": Row(
+        _core.add_product,
+        made(c=f32(5, 7), a=f32(3, 5), b=f32(3, 7)),
+        values=[*ISA, *THREADS],
+        in_place=("c",),
+    ),
+    "add_gram": Row(
+        _core.add_gram,
+        made(h=f32(7, 7), x=f32(3, 7)),
+        values=[*ISA, *THREADS],
+        free={"x": (0,)},
+        in_place=("h",),
+    ),
+    "ldl": Row(_core.ldl, made(h=f32(7, 7)), values=[*ISA, *THREADS], in_place=("h",)),
     "matmul": Row(
         _core.matmul,
         lambda: {"x": f32(3, 40), "matrix": matrix()},

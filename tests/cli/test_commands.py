@@ -184,6 +184,24 @@ def test_convert(mini_checkpoint: Path, model: Path, tmp_path: Path) -> None:
     assert values["config"]["dim"] == 256
 
 
+def test_convert_says_beforehand_what_it_takes(mini_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.l2q"
+    dry = run_convert(mini_checkpoint, "-o", output, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert dry.stdout.startswith(f"{output}: ")
+    assert "bits a weight, about " in dry.stdout
+    values = json.loads(run_convert(mini_checkpoint, "-o", output, "--dry-run", "--json").stdout)
+    assert values["fits"] is True
+    assert not output.exists()
+    real = run_convert(mini_checkpoint, "-o", output)
+    assert real.stderr.startswith(dry.stdout.removeprefix(f"{output}: ").partition(", about ")[0])
+    assert values["output_bytes"] == output.stat().st_size
+    refused = run_convert(mini_checkpoint, "-o", output, "--dry-run")
+    assert refused.returncode == 1
+    assert "exists; pass overwrite=True (--force)" in refused.stdout
+    assert run_convert(mini_checkpoint, "-o", output, "--dry-run", "--force").returncode == 0
+
+
 def test_errors_are_one_line(mini_checkpoint: Path, tmp_path: Path) -> None:
     missing = tmp_path / "none.l2q"
     assert_one_error_line(run("generate", missing, "x"), "none.l2q")

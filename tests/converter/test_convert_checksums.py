@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from llama2q.config import ModelConfig
+from llama2q.converter import sources
 from llama2q.converter.checkpoint import MetaCheckpoint
 from llama2q.converter.converter import convert_with
-from llama2q.converter.sources import SourceHasher
 from llama2q.converter.terms import TERMS, terms_of
 from llama2q.errors import ChecklistError, ChecksumError, CorruptShardError
 from llama2q.format.metadata import Metadata
@@ -108,14 +109,14 @@ def test_crc_is_left_to_the_md5(
 def test_progress_goes_on_while_only_checksums_are_waited_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = SourceHasher._read
+    advance = sources._HashedFile.advance
 
-    def slowly(self: SourceHasher, path: Path, beside: ThreadPoolExecutor) -> None:
-        if path.name == "tokenizer.model":
-            self._stop.wait(3)
-        read(self, path, beside)
+    def slowly(self: sources._HashedFile, buffer: bytearray, beside: ThreadPoolExecutor) -> None:
+        if self.path.name == "tokenizer.model" and not self.position:
+            time.sleep(3)
+        advance(self, buffer, beside)
 
-    monkeypatch.setattr(SourceHasher, "_read", slowly)
+    monkeypatch.setattr(sources._HashedFile, "advance", slowly)
     calls: list[tuple[int, int, str]] = []
     convert_with(
         NumpyQuantizers(), folder, tmp_path / "x.l2q", progress=lambda *call: calls.append(call)

@@ -25,7 +25,8 @@ from converter.gguf_files import (
     values_of,
 )
 from converter.hf_files import Tensors, read_meta
-from converter.pth_files import small_checkpoint
+from converter.lora_files import ATTENTION, low_rank, modules_named, write_adapter
+from converter.pth_files import Make, small_checkpoint
 from llama2q.converter import gguf_encode
 from llama2q.converter.converter import ConvertReport, convert_with
 from llama2q.converter.meta_tensors import tensor_shapes
@@ -273,7 +274,7 @@ def test_bytes_depend_on_nothing_else(
     path = gguf_file(tmp_path / "x.gguf", odd, kinds)
     first = llama2q.convert(path, tmp_path / "1.l2q", n_threads=1)
     check(first, path)
-    monkeypatch.setattr(gguf_encode, "_CHUNK_WEIGHTS", 16 * 96)
+    monkeypatch.setattr(gguf_encode, "CHUNK_WEIGHTS", 16 * 96)
     second = llama2q.convert(path, tmp_path / "2.l2q", n_threads=3)
     third = convert_with(NumpyQuantizers(), path, tmp_path / "3.l2q", n_threads=2)
     assert first.path.read_bytes() == second.path.read_bytes() == third.path.read_bytes()
@@ -471,3 +472,72 @@ def test_meta_tensors_are_all_named(mini_checkpoint: Path, tmp_path: Path) -> No
     report = llama2q.convert(path, tmp_path / "x.l2q")
     assert [tensor.name for tensor in report.tensors] == list(read_meta(mini_checkpoint)[0])
     assert llama2q.convert(mini_checkpoint, tmp_path / "y.l2q").tensors == ()
+
+
+@pytest.mark.parametrize("kinds", [Kind.Q4_0, {"": Kind.Q4_K, "output": Kind.Q6_K}, Kind.F16])
+def test_what_it_will_need_is_said_before(
+    mini_checkpoint: Path, tmp_path: Path, kinds: dict[str, Kind] | Kind
+) -> None:
+    path = gguf_file(tmp_path / "x.gguf", mini_checkpoint, kinds)
+    plan = llama2q.plan_conversion(path, tmp_path)
+    report = llama2q.convert(path, tmp_path)
+    assert (plan.path, plan.recipe, plan.notes) == (report.path, report.recipe, report.notes)
+    assert plan.output_bytes == report.output_bytes
+    assert plan.bits_per_weight == report.bits_per_weight
+    assert 0 < plan.seconds < 60
+
+
+MEASURE = """
+import sys, llama2q
+from llama2q.memory import peak_resident_bytes
+convert, before = llama2q.convert, peak_resident_bytes()
+convert(sys.argv[1], sys.argv[2], n_threads=2)
+print(peak_resident_bytes() - before)
+"""
+WIDE = SyntheticShape(dim=2048, n_layers=1, n_heads=16, multiple_of=256, vocab_size=4096)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_K, Kind.F16])
+def test_memory(mini_checkpoint: Path, tmp_path: Path, kind: Kind) -> None:
+    """What was foreseen is enough, and not much more than that."""
+    rng = np.random.default_rng(1)
+    tensors = {
+        name: rng.integers(0x3800, 0x3F80, shape, np.uint16)
+        for name, shape in tensor_shapes(WIDE.config).items()
+    }
+    tokenizer = mini_checkpoint / "tokenizer.model"
+    meta = small_checkpoint(tmp_path / "wide", tokenizer, tensors=tensors, params=WIDE.params)
+    path = gguf_file(tmp_path / "x.gguf", meta, kind)
+    plan = llama2q.plan_conversion(path, tmp_path / "x.l2q", n_threads=2)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "x.l2q")],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    used = int(done.stdout)
+    assert used <= plan.memory_bytes < used + 64 * 2**20
+
+
+def test_an_adapter(make: Make, tmp_path: Path) -> None:
+    """It is merged into plain numbers of a GGUF file as into those of Meta's form."""
+    meta = make()
+    _, config = read_meta(meta)
+    factors = low_rank(config, modules_named(config, ATTENTION))
+    adapter = write_adapter(tmp_path / "adapter", factors, target_modules=list(ATTENTION))
+    plain = gguf_file(tmp_path / "x.gguf", meta, Kind.BF16)
+    report = llama2q.convert(plain, tmp_path / "x.l2q", lora=adapter)
+    other = llama2q.convert(meta, tmp_path / "y.l2q", lora=adapter)
+    with L2qFile(report.path) as file, L2qFile(other.path) as meta_file:
+        for name, digest in meta_file.metadata.sha256.items():
+            assert name == "tokenizer.model" or file.metadata.sha256[name] == digest
+
+
+def test_an_adapter_needs_plain_weights(odd: Path, tmp_path: Path) -> None:
+    _, config = read_meta(odd)
+    factors = low_rank(config, modules_named(config, ATTENTION))
+    adapter = write_adapter(tmp_path / "adapter", factors, target_modules=list(ATTENTION))
+    path = gguf_file(tmp_path / "x.gguf", odd, Kind.Q8_0)
+    with pytest.raises(InvalidArgumentError, match="the weights are quantized"):
+        llama2q.convert(path, tmp_path / "x.l2q", lora=adapter)

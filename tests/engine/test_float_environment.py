@@ -96,6 +96,13 @@ def test_step(csr: Csr, state: str, kv_dtype: str) -> None:
     assert_same_bits(found[1], expected)
 
 
+def changed(function: Callable[..., object], array: np.ndarray, *more: object) -> np.ndarray:
+    """Return a copy of the array that the function has written to."""
+    result = array.copy()
+    function(result, *more)
+    return result
+
+
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("isa", _core.isas())
 def test_kernels(csr: Csr, state: str, isa: str) -> None:
@@ -125,6 +132,13 @@ def test_kernels(csr: Csr, state: str, isa: str) -> None:
         denormal, output_ids=range(60), repetition=3.0, presence=2.0**-130
     )
     calls["logprobs"] = lambda: _core.logprobs(np.minimum(x, 50), zero, 0, isa)[2]
+    factor = np.float32(2.0**-66) * floats(7, (5, 64))
+    positive = 64 * np.eye(64, dtype=np.float32) + floats(8, (64, 64))
+    positive[1:, 0] *= np.float32(2.0**-130)
+    zeros = np.zeros((64, 64), np.float32)
+    calls["add_product"] = lambda: changed(_core.add_product, zeros, factor, factor, False, isa)
+    calls["add_gram"] = lambda: changed(_core.add_gram, zeros, factor, isa)
+    calls["ldl"] = lambda: changed(_core.ldl, positive, isa)
     tiny = calls["matmul"]()
     assert ((tiny != 0) & (np.abs(tiny) < 2.0**-126)).any()
     for name, call in calls.items():

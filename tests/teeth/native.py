@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from teeth.arm import ARM_FAULTS
 from teeth.attention import ATTENTION, ATTENTION_FAULTS
+from teeth.calibrate import CALIBRATE_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
 
@@ -42,17 +43,17 @@ NATIVE = (
     ),
     fault(
         "int4 quantizer: ties go up",
-        "csrc/quant/quantize.cpp",
-        "midpoints[m] < y[i] ? 1 : 0",
-        "midpoints[m] <= y[i] ? 1 : 0",
+        "csrc/quant/groups.h",
+        "grid[m] + grid[m + 1] < twice",
+        "grid[m] + grid[m + 1] <= twice",
         f"{QUANTIZERS}::test_int4",
         f"{QUANTIZERS}::test_any_floats",
     ),
     fault(
         "int4 quantizer: positive extreme wins a tie",
         "csrc/quant/quantize.cpp",
-        "-*low >= *high ? *low : *high",
-        "-*low > *high ? *low : *high",
+        "group.negative_amax >= group.amax ? -largest : largest",
+        "group.negative_amax > group.amax ? -largest : largest",
         f"{QUANTIZERS}::test_int4",
         f"{QUANTIZERS}::test_any_floats",
     ),
@@ -232,6 +233,7 @@ NATIVE = (
         "kernels/test_exp.py::test_error_is_what_the_tolerances_assume",
     ),
     *ATTENTION_FAULTS,
+    *CALIBRATE_FAULTS,
     # --- csrc/isa
     *ARM_FAULTS,
     fault(

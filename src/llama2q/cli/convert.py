@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_json, set_up
 
 if TYPE_CHECKING:
+    from llama2q.converter.conversion_plan import ConversionPlan
     from llama2q.converter.gguf_encode import TensorReport
 
 _PLAIN = ("F32", "F16", "BF16")
@@ -77,6 +78,10 @@ def convert(
         ChatTemplate | None,
         typer.Option(help="The template it was trained with; by default as its files or name say."),
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Merge this LoRA adapter (PEFT's form) into it first."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted conversion.")
@@ -87,6 +92,12 @@ def convert(
             "--no-checksums", help="Do not compare files with the hashes listed for them."
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only say what it gives and needs; exit code 1 if it does not fit."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
@@ -95,19 +106,24 @@ def convert(
     with exit_codes():
         import llama2q
 
+        arguments: dict[str, Any] = {
+            "quant": None if quant is None else quant.value,
+            "group_size": group_size,
+            "grid": None if grid is None else grid.value,
+            "chat_template": None if chat_template is None else chat_template.value,
+            "lora": lora,
+            "overwrite": force,
+            "resume": resume,
+            "verify_checksums": not no_checksums,
+        }
+        plan = llama2q.plan_conversion(folder, output, **arguments)
+        if dry_run:
+            show_plan(plan, json=json)
+            return
+        if not plan.obstacles:
+            note(str(plan))
         with ProgressBar("converting", "bytes") as bar:
-            report = llama2q.convert(
-                folder,
-                output,
-                quant=None if quant is None else quant.value,
-                group_size=group_size,
-                grid=None if grid is None else grid.value,
-                chat_template=None if chat_template is None else chat_template.value,
-                overwrite=force,
-                resume=resume,
-                verify_checksums=not no_checksums,
-                progress=bar,
-            )
+            report = llama2q.convert(folder, output, **arguments, progress=bar)
         if json:
             values = asdict(report)
             values["path"] = str(report.path)
@@ -127,6 +143,18 @@ def convert(
             note(f"chat template: {report.template}")
         if report.terms is not None:
             note(report.terms)
+
+
+def show_plan(plan: ConversionPlan, *, json: bool) -> None:
+    """Print a plan; exit code 1 if it does not fit."""
+    if json:
+        print_json(plan.to_dict())
+    else:
+        print(f"{plan.path}: {plan}")
+        for text in plan.notes:
+            note(text)
+    if not plan.fits:
+        raise typer.Exit(1)
 
 
 def describe_tensors(tensors: Sequence[TensorReport]) -> list[str]:

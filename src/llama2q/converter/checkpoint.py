@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterator, Set
@@ -187,6 +188,15 @@ class MetaCheckpoint(Closing):
             part.release()
         merged.flags.writeable = False
         return merged
+
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes.
+
+        Its mapped pages; beside what is assembled from several shards lie the pages whose CRC is
+        being checked.
+        """
+        whole = math.prod(self._shape(name)) * NUMPY_DTYPES[self.dtype].itemsize
+        return whole if self.n_shards == 1 or split_dim(name) is None else 2 * whole
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 
 from llama2q import memory
 from llama2q.config import ModelConfig
-from llama2q.converter.chat_template import stored_name
 from llama2q.converter.checklist import ListedFile, read_checklists
 from llama2q.converter.encode import Quantizers, encode_matrix
-from llama2q.converter.forms import Checkpoint, open_checkpoint, recipe_for
+from llama2q.converter.forms import Checkpoint
 from llama2q.converter.gguf_checkpoint import GgufCheckpoint
 from llama2q.converter.gguf_encode import GgufEncoder, TensorReport
 from llama2q.converter.hub_cache import blob_hashes, check_blobs
+from llama2q.converter.job import open_job
 from llama2q.converter.sources import SourceHasher, fingerprint
 from llama2q.converter.terms import terms_of
-from llama2q.errors import InvalidArgumentError, Llama2qError, NonFiniteWeightError
+from llama2q.errors import Llama2qError, NonFiniteWeightError
 from llama2q.format.layout import MatrixSpec, TensorSpec, model_parts
-from llama2q.format.metadata import Metadata, SourceFile
 from llama2q.format.recipe import Recipe
 from llama2q.format.writer import Chunks, Writer, write_model
 from llama2q.quant.bits import nonfinite, widen
@@ -93,6 +92,7 @@ def convert(
     group_size: int | None = None,
     grid: str | None = None,
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -109,7 +109,8 @@ def convert(
         in Hugging Face's cache. Or a GGUF file, whatever its name, or a folder that holds one.
     dst : str or Path, optional
         File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
-        current folder, where "none" appears as the checkpoint's dtype.
+        current folder, where "none" appears as the checkpoint's dtype. The name of an adapter
+        follows that of the model.
     quant : {"int4", "int8", "none"}, optional
         "none" keeps the checkpoint's own numbers. By default int4; but of a GGUF file that is
         quantized each tensor keeps its own codes where a file can hold them (Q4_0, IQ4_NL, Q8_0),
@@ -121,6 +122,10 @@ def convert(
         Values of the int4 codes; by default nonuniform, or what most of a GGUF file's codes have.
     chat_template : {"llama-2", "vicuna", "zephyr", "chatml", "none"}, optional
         How chat prompts are built; by default as the checkpoint's template text or name says.
+    lora : str or Path, optional
+        Folder of a LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors or
+        .bin), trained on this model: its updates are added to the weights, in float32, before they
+        are quantized. With quant="none" the merged matrices are rounded to the checkpoint's dtype.
     overwrite : bool
         Whether an existing file is replaced.
     resume : bool
@@ -143,7 +148,8 @@ def convert(
     Raises
     ------
     CheckpointError
-        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity.
+        The checkpoint is incomplete, damaged, of another kind of model, or holds NaN or infinity;
+        an AdapterError if it is the adapter that is incomplete, does not fit or cannot be merged.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
     MissingPackageError
@@ -166,6 +172,7 @@ def convert(
         group_size=group_size,
         grid=grid,
         chat_template=chat_template,
+        lora=lora,
         overwrite=overwrite,
         resume=resume,
         verify_checksums=verify_checksums,
@@ -183,6 +190,7 @@ def convert_with(
     group_size: int | None = None,
     grid: str | None = None,
     chat_template: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = True,
     verify_checksums: bool = True,
@@ -191,28 +199,25 @@ def convert_with(
 ) -> ConvertReport:
     """Convert with other quantizers; see `convert`."""
     start = time.perf_counter()
-    template = None if chat_template is None else stored_name(chat_template)
-    with open_checkpoint(Path(src).expanduser()) as checkpoint:
-        recipe = recipe_for(checkpoint, quant, group_size, grid)
+    with open_job(
+        src,
+        dst,
+        quant=quant,
+        group_size=group_size,
+        grid=grid,
+        chat_template=chat_template,
+        lora=lora,
+        n_threads=n_threads,
+    ) as job:
+        checkpoint, metadata, sources = job.checkpoint, job.metadata, job.sources
+        blobs = blob_hashes(sources) if verify_checksums else {}
         gguf = None
         if isinstance(checkpoint, GgufCheckpoint):
             gguf = GgufEncoder(checkpoint, quantizers, n_threads)
-        path = _output_path(checkpoint, dst, recipe)
-        sources = checkpoint.sources
-        _refuse_source(path, sources)
-        blobs = blob_hashes(sources) if verify_checksums else {}
-        has_list = verify_checksums and gguf is None  # Meta's lists know nothing of a GGUF file
-        listed = read_checklists(checkpoint.folder, sources) if has_list else {}
-        metadata = Metadata(
-            config=checkpoint.config,
-            recipe=recipe,
-            template=checkpoint.template if template is None else template,
-            licences=checkpoint.licences,
-            source=tuple(SourceFile(file.name, file.stat().st_size) for file in sources),
-        )
+        listed = read_checklists(checkpoint.folder, sources) if verify_checksums else {}
         with (
             Writer(
-                path,
+                job.path,
                 metadata,
                 checkpoint.tokenizer_bytes,
                 fingerprint=fingerprint(sources),
@@ -227,20 +232,20 @@ def convert_with(
     if progress is not None:
         progress(writer.data_bytes, writer.data_bytes, "")
     return ConvertReport(
-        path=path,
+        path=job.path,
         model_id=model_id,
         config=metadata.config,
-        recipe=recipe,
+        recipe=job.recipe,
         template=metadata.template,
-        input_bytes=sum(entry.bytes for entry in metadata.source),
+        input_bytes=job.input_bytes,
         output_bytes=writer.file_bytes,
         seconds=time.perf_counter() - start,
-        bits_per_weight=bits_per_weight(metadata.config, recipe),
+        bits_per_weight=bits_per_weight(metadata.config, job.recipe),
         peak_rss_bytes=memory.peak_resident_bytes(),
         n_checksums=len(listed) + len(blobs),
         terms=terms_of(metadata),
         notes=checkpoint.notes,
-        tensors=() if gguf is None else gguf.reports(recipe),
+        tensors=() if gguf is None else gguf.reports(job.recipe),
     )
 
 
@@ -274,6 +279,7 @@ def _write(
             progress(done, total, part.name)
         specs = part.tensors() if isinstance(part, MatrixSpec) else (part,)
         done += sum(spec.nbytes for spec in specs)
+        source.follow(done / total)
 
     def encode(matrix: MatrixSpec) -> list[Chunks]:
         if gguf is not None:
@@ -333,6 +339,10 @@ class _CheckedSource:
         self._checks.pop(name).result()
         self._checkpoint.release(name)
 
+    def follow(self, share: float) -> None:
+        """Say how much of the model is converted with the next part, 0 to 1."""
+        self._hasher.follow(share)
+
     def check(self) -> None:
         """Raise a ChecksumError that has been found so far; does not wait."""
         self._hasher.check()
@@ -363,17 +373,3 @@ class _CheckedSource:
     ) -> None:
         """Wait for the check that is running."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _output_path(
-    checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, recipe: Recipe
-) -> Path:
-    kind = recipe.quant if recipe.is_quantized else checkpoint.dtype
-    name = f"{checkpoint.name or 'model'}-{kind}.l2q"
-    path = Path(name) if dst is None else Path(dst)
-    return path / name if path.is_dir() else path
-
-
-def _refuse_source(path: Path, sources: list[Path]) -> None:
-    if path.exists() and any(path.samefile(source) for source in sources):
-        raise InvalidArgumentError(f"{path} is part of the checkpoint; give another file")

@@ -14,7 +14,7 @@ from llama2q.format.writer import Chunks
 from llama2q.quant import grid_values
 from llama2q.quant.bits import check_matrix
 
-_CHUNK_BYTES = 8 * 1024 * 1024
+_CHUNK_BYTES = 2 * 1024 * 1024
 
 
 class Quantizers(Protocol):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, Protocol, Self
 
+from numpy.typing import NDArray
+
+from llama2q.config import ModelConfig
 from llama2q.converter.checkpoint import MetaCheckpoint, named_os_errors
 from llama2q.converter.checkpoint_folder import holds_shards
 from llama2q.converter.gguf_checkpoint import GgufCheckpoint
@@ -15,7 +19,70 @@ from llama2q.converter.hf_folder import is_hugging_face
 from llama2q.converter.hub_cache import snapshot_in
 from llama2q.format.recipe import Recipe
 
-Checkpoint: TypeAlias = MetaCheckpoint | HfCheckpoint | GgufCheckpoint
+
+class Checkpoint(Protocol):
+    """An opened checkpoint (context manager), under Meta's names and in Meta's row order.
+
+    Attributes and methods are those of `HfCheckpoint`.
+    """
+
+    @property
+    def folder(self) -> Path:
+        """The folder, resolved."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape of the model."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the matrices: "f32", "f16" or "bf16"; of a GGUF file also "dense" or "quantized"."""
+
+    @property
+    def sources(self) -> list[Path]:
+        """Every file that is read."""
+
+    @property
+    def tokenizer_bytes(self) -> bytes:
+        """The SentencePiece model."""
+
+    @property
+    def template(self) -> str:
+        """The chat template's name."""
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """File name -> text."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape, in the order of execution."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the reading."""
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Return a whole tensor, read-only."""
+
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back to the kernel."""
+
+    def check_crc(self, name: str, except_in: Container[Path] = ()) -> None:
+        """Check a tensor's stored CRC-32, where the form has one."""
+
+    def close(self) -> None:
+        """Let go of the files; arrays handed out stay valid."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -38,7 +38,8 @@ class GgufCheckpoint(Closing):
     Attributes
     ----------
     folder : Path
-        Where the file lies, resolved.
+        The file, resolved: it stands for a folder, so that of a list of checksums beside it only
+        what names the file itself counts.
     name : str
         The model's: by the file's name, else as the file says.
     config : ModelConfig
@@ -114,7 +115,7 @@ class GgufCheckpoint(Closing):
             tokenizer, notes = read_tokenizer(values, n_rows)
             template = values.text("tokenizer.chat_template")
             checkpoint = cls(
-                folder=path.resolve().parent,
+                folder=path.resolve(),
                 name=parts.stem or plain_name(values.text("general.name") or ""),
                 config=config.model,
                 sources=list(parts.paths),
@@ -199,6 +200,10 @@ class GgufCheckpoint(Closing):
         tensor.release()
         weights.flags.writeable = False
         return weights
+
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor's mapped pages take, in bytes."""
+        return self.tensor(name).nbytes
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

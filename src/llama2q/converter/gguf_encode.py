@@ -25,7 +25,8 @@ from llama2q.quant.bands import to_bands
 from llama2q.quant.bits import check_matrix, widen
 from llama2q.quant.quant_type import BAND_ROWS, LINE_BYTES
 
-_CHUNK_WEIGHTS = 1 << 20
+CHUNK_WEIGHTS = 1 << 18
+"""About how many weights of a tensor a thread takes at a time."""
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -124,11 +125,13 @@ class GgufEncoder:
         """Return the chunks of each stored array of one source."""
         tensor = self._checkpoint.tensor(name)
         rows = tensor.rows()
-        step = max(1, _CHUNK_WEIGHTS // matrix.cols // BAND_ROWS) * BAND_ROWS
+        step = max(1, CHUNK_WEIGHTS // matrix.cols // BAND_ROWS) * BAND_ROWS
 
         def encode(start: int) -> tuple[Arrays, float, float]:
             try:
-                return self._encode(matrix, rows[start : start + step], tensor.type)
+                return encode_rows(
+                    matrix, rows[start : start + step], tensor.type, self._quantizers
+                )
             except (NonFiniteWeightError, QuantizationError) as error:
                 raise type(error)(f"{name}, from row {start}: {error}") from error
 
@@ -140,27 +143,44 @@ class GgufEncoder:
             self._errors[name] = math.sqrt(error / squares) if squares else 0.0
         return list(zip(*(part[0] for part in parts), strict=True))
 
-    def _encode(
-        self, matrix: MatrixSpec, rows: NDArray[np.uint8], kind: GgmlType
-    ) -> tuple[Arrays, float, float]:
-        """Return the arrays of some rows, and the sums of squared errors and squared values."""
-        stored = matrix.stored
-        if stored in kind.kept and not stored.kind.is_dense:
-            return _moved(matrix, rows, kind), 0.0, 0.0
-        if kind.dense is None:
-            weights: NDArray[Any] = dequantize(rows, kind)
-        else:
-            weights = dense_rows(rows, kind.dense)
-        if stored.kind.is_dense:
-            weights = widen(weights) if stored.type == "f32" else weights
-            if not matrix.is_table:
-                return encode_weights(matrix, weights, self._quantizers, 1), 0.0, 0.0
-            check_matrix(weights)
-            return (weights,), 0.0, 0.0
-        arrays = encode_weights(matrix, weights, self._quantizers, 1)
-        values = widen(weights)
-        difference = _decoded(matrix, arrays, values.shape) - values
-        return arrays, _sum_of_squares(difference), _sum_of_squares(values)
+
+def encode_rows(
+    matrix: MatrixSpec, rows: NDArray[np.uint8], kind: GgmlType, quantizers: Quantizers
+) -> tuple[Arrays, float, float]:
+    """Encode some rows of one source of a matrix.
+
+    Parameters
+    ----------
+    matrix : MatrixSpec
+    rows : uint8, (rows, bytes of a row)
+        A multiple of 16 rows, unless they are the last ones.
+    kind : GgmlType
+        Of the source.
+    quantizers : Quantizers
+
+    Returns
+    -------
+    tuple of arrays
+        Codes and scales, or values.
+    float, float
+        Sums of the squared errors and of the squared values; zeros where the values are the same.
+    """
+    stored = matrix.stored
+    if stored in kind.kept and not stored.kind.is_dense:
+        return _moved(matrix, rows, kind), 0.0, 0.0
+    weights: NDArray[Any] = (
+        dequantize(rows, kind) if kind.dense is None else dense_rows(rows, kind.dense)
+    )
+    if stored.kind.is_dense:
+        weights = widen(weights) if stored.type == "f32" else weights
+        if not matrix.is_table:
+            return encode_weights(matrix, weights, quantizers, 1), 0.0, 0.0
+        check_matrix(weights)
+        return (weights,), 0.0, 0.0
+    arrays = encode_weights(matrix, weights, quantizers, 1)
+    values = widen(weights)
+    difference = _decoded(matrix, arrays, values.shape) - values
+    return arrays, _sum_of_squares(difference), _sum_of_squares(values)
 
 
 def _moved(matrix: MatrixSpec, rows: NDArray[np.uint8], kind: GgmlType) -> Arrays:

@@ -28,6 +28,7 @@ from llama2q.converter.hf_tensors import (
     EMBEDDINGS,
     OUTPUT,
     describe_unsupported,
+    heads_of,
     hf_name,
     is_dropped,
     unpermute,
@@ -185,13 +186,23 @@ class HfCheckpoint(Closing):
             The checkpoint has been closed.
         """
         _, tensor = self._find(name)
-        heads = {"wq": self.config.n_heads, "wk": self.config.n_kv_heads}
-        n_heads = heads.get(name.split(".")[-2])
+        n_heads = heads_of(name, self.config)
         if n_heads is None:
             return tensor.array()
         weights = unpermute(tensor.array(), n_heads)
         tensor.release()
         return weights
+
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes.
+
+        Its mapped pages; beside a copy in another order, or in aligned memory, the pages it is made
+        from.
+        """
+        _, tensor = self._find(name)
+        is_aligned = tensor.offset % NUMPY_DTYPES[tensor.dtype].itemsize == 0
+        is_permuted = name.split(".")[-2] in ("wq", "wk")
+        return tensor.nbytes * (1 + is_permuted + (not is_aligned))
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

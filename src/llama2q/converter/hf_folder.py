@@ -81,8 +81,8 @@ def refuse_adapter(folder: Path) -> None:
     """Raise CheckpointNotFoundError for a LoRA adapter without its model."""
     if (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
         raise CheckpointNotFoundError(
-            f"{folder} holds a LoRA adapter (adapter_config.json), no model; merge it into its "
-            "model first"
+            f"{folder} holds a LoRA adapter (adapter_config.json), no model. Try: "
+            f"llama2q-convert MODEL --lora {folder}"
         )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from llama2q.config import ModelConfig
+
 EMBEDDINGS = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
 
@@ -60,10 +62,22 @@ def describe_unsupported(names: Iterable[str]) -> str | None:
                 "the like); convert the unquantized model that they were made from"
             )
         if _ADAPTER.search(name):
-            return f"{name} belongs to a LoRA adapter; merge it into its model first"
+            return f"{name} belongs to a LoRA adapter; give its model's folder, and --lora FOLDER"
         if name.endswith(".bias"):
             return f"{name}: this engine does not compute biases; Llama 2 has none"
     return None
+
+
+def heads_of(name: str, config: ModelConfig) -> int | None:
+    """Return how many heads the permuted rows of a tensor belong to; None for those as Meta's.
+
+    Parameters
+    ----------
+    name : str
+        Meta's, such as `layers.0.attention.wq.weight`.
+    config : ModelConfig
+    """
+    return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(name.split(".")[-2])
 
 
 def unpermute(weights: NDArray[Any], n_heads: int) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +38,7 @@ class Journal:
         self._file: BinaryIO | None = None
 
     def resume(
-        self, part: BinaryIO, data_start: int, expected: list[PlacedTensor]
+        self, part: BinaryIO, data_start: int, expected: Sequence[PlacedTensor]
     ) -> dict[str, str]:
         """Return the hashes of finished tensors by name, a prefix of `expected`.
 
@@ -47,18 +48,25 @@ class Journal:
             `NAME.part`, readable.
         data_start : int
             Bytes before the data section.
-        expected : list of PlacedTensor
+        expected : sequence of PlacedTensor
             The tensors of the file without pads, in order.
         """
         finished: dict[str, str] = {}
-        for tensor, line in zip(expected, self._lines(), strict=False):
-            wanted = self._line(tensor, line.get("sha256", ""))
-            if line != wanted or _hash(part, data_start, tensor) != line["sha256"]:
+        for tensor, sha256 in self.claimed(expected):
+            if _hash(part, data_start, tensor) != sha256:
                 break
-            finished[tensor.spec.name] = line["sha256"]
+            finished[tensor.spec.name] = sha256
         return finished
 
-    def start(self, expected: list[PlacedTensor], finished: dict[str, str]) -> None:
+    def claimed(self, expected: Sequence[PlacedTensor]) -> Iterator[tuple[PlacedTensor, str]]:
+        """Yield the tensors that the journal calls finished, and their hashes; reads no data."""
+        for tensor, line in zip(expected, self._lines(), strict=False):
+            sha256 = line.get("sha256", "")
+            if line != self._line(tensor, sha256):
+                return
+            yield tensor, sha256
+
+    def start(self, expected: Sequence[PlacedTensor], finished: dict[str, str]) -> None:
         """Begin a new journal that names the tensors finished so far."""
         self.close()
         with self._fresh.open("wb") as file:

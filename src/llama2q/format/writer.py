@@ -7,7 +7,6 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,20 +24,25 @@ from llama2q.errors import (
     OutputError,
     OutputExistsError,
 )
-from llama2q.files import fsync_folder, leave_page_cache, lock, replace, require_replaceable
-from llama2q.format.header import HASH_PLACEHOLDER, build_header, model_id_of
+from llama2q.files import (
+    fsync_folder,
+    leave_page_cache,
+    lock,
+    replace,
+    require_replaceable,
+    start_writing,
+)
+from llama2q.format.header import build_header, model_id_of
 from llama2q.format.journal import Journal, write_all
 from llama2q.format.layout import (
     INV_FREQ,
     TOKENIZER,
     MatrixSpec,
     TensorSpec,
-    is_pad,
     model_parts,
-    place,
-    tensor_specs,
 )
 from llama2q.format.metadata import Metadata, require_hash
+from llama2q.format.outline import Outline, check_disk_room, journal_path, part_path
 from llama2q.format.rope import inv_freq
 from llama2q.quant.quant_type import NUMPY_DTYPES
 
@@ -104,31 +108,22 @@ class Writer:
         self.metadata = metadata
         self.tokenizer = tokenizer
         self._overwrite = overwrite
-        self._part_path = self.path.with_name(self.path.name + ".part")
-        journal_path = self._part_path.with_name(self._part_path.name + ".journal")
-        self._remove_orphan(journal_path)
-        self._refuse_existing()
+        self._part_path = part_path(self.path)
+        self._remove_orphan(journal_path(self.path))
+        refuse_existing(self.path, overwrite=overwrite)
         require_replaceable(self.path)
-        specs = tensor_specs(metadata.config, metadata.recipe, len(tokenizer))
-        self._placed = place(specs)
-        self._tensors = [tensor for tensor in self._placed if not is_pad(tensor.spec.name)]
-        header = self._header({}, HASH_PLACEHOLDER)
-        self._data_start = len(header)
-        self.file_bytes = len(header) + self._placed[-1].end
-        self.data_bytes = sum(spec.nbytes for spec in specs)
-        self._journal = Journal(
-            journal_path,
-            hashlib.sha256(
-                b"\0".join([header, fingerprint.encode(), hashlib.sha256(tokenizer).digest()])
-            ).hexdigest(),
-        )
-        self._check_disk_space()
+        outline = Outline.of(metadata, len(tokenizer))
+        self._placed, self._tensors = outline.placed, outline.tensors
+        self._data_start = outline.data_start
+        self.file_bytes, self.data_bytes = outline.file_bytes, outline.data_bytes
+        self._journal = Journal(journal_path(self.path), outline.key(fingerprint, tokenizer))
+        check_disk_room(self.path, self.file_bytes)
         self._renamed = False
         with self._named_errors():
             self._part = self._open_part()
         try:
             with self._named_errors():
-                self.finished = self._resume(header, enabled=resume and bool(fingerprint))
+                self.finished = self._resume(outline.header, enabled=resume and bool(fingerprint))
         except BaseException as error:
             self._leave(type(error))
             raise
@@ -170,6 +165,7 @@ class Writer:
             )
         with self._named_errors():
             write_all(self._part, memoryview(bytes(-written % 64)))
+            start_writing(self._part, self._data_start + tensor.begin, tensor.spec.nbytes)
             self._journal.add(tensor, digest.hexdigest())
         self.finished[name] = digest.hexdigest()
 
@@ -189,7 +185,7 @@ class Writer:
             raise InvalidArgumentError("source_sha256 does not name exactly the source files")
         for name, digits in hashes.items():
             require_hash(digits, f"sha256 of source {name}")
-        self._refuse_existing()
+        refuse_existing(self.path, overwrite=self._overwrite)
         strings = self._final(hashes).to_strings()
         model_id = model_id_of(self._placed, strings)
         header = build_header(self._placed, {**strings, "model_id": model_id})
@@ -269,39 +265,11 @@ class Writer:
         )
         return self.metadata.with_hashes(source, self.finished)
 
-    def _header(self, sha256: Mapping[str, str], model_id: str) -> bytes:
-        placeholders = {
-            t.spec.name: sha256.get(t.spec.name, HASH_PLACEHOLDER) for t in self._tensors
-        }
-        strings = self.metadata.with_hashes(self.metadata.source, placeholders).to_strings()
-        return build_header(self._placed, {**strings, "model_id": model_id})
-
     def _remove_orphan(self, journal: Path) -> None:
         """Remove a journal without its file: a run was killed right after its rename."""
         if journal.exists() and not self._part_path.exists():
             with contextlib.suppress(OSError):
                 journal.unlink()
-
-    def _refuse_existing(self) -> None:
-        if self.path.is_dir():
-            raise OutputExistsError(f"{self.path} is a folder; give a file name")
-        if not self.path.parent.is_dir():
-            raise InvalidArgumentError(f"the folder {self.path.parent} does not exist")
-        if self.path.exists() and not self._overwrite:
-            raise OutputExistsError(
-                f"{self.path} exists; pass overwrite=True (--force) to replace it"
-            )
-
-    def _check_disk_space(self) -> None:
-        held = 0
-        with contextlib.suppress(OSError):
-            held = getattr(self._part_path.stat(), "st_blocks", 0) * 512
-        free = shutil.disk_usage(self.path.parent).free
-        if free + held < self.file_bytes:
-            raise DiskSpaceError(
-                f"{self.path.name} needs {self.file_bytes / 1e9:.2f} GB; only "
-                f"{(free + held) / 1e9:.2f} GB are free in {self.path.parent}"
-            )
 
     def _open_part(self) -> BinaryIO:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
@@ -324,6 +292,16 @@ class Writer:
         write_all(self._part, memoryview(header))
         self._journal.start(self._tensors, finished)
         return finished
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise unless a file may be written under this name."""
+    if path.is_dir():
+        raise OutputExistsError(f"{path} is a folder; give a file name")
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"the folder {path.parent} does not exist")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; pass overwrite=True (--force) to replace it")
 
 
 def write_model(
@@ -352,16 +330,21 @@ def write_model(
         if all(spec.name in writer.finished for spec in specs):
             continue
         if isinstance(part, MatrixSpec):
-            contents = encode(part)
+            _write_part(writer, specs, encode(part))
         elif part.name == INV_FREQ:
-            contents = [[inv_freq(metadata.config.rope_theta, metadata.config.head_dim)]]
+            frequencies = inv_freq(metadata.config.rope_theta, metadata.config.head_dim)
+            _write_part(writer, specs, [[frequencies]])
         elif part.name == TOKENIZER:
-            contents = [[np.frombuffer(writer.tokenizer, dtype=np.uint8)]]
+            _write_part(writer, specs, [[np.frombuffer(writer.tokenizer, dtype=np.uint8)]])
         else:
-            contents = [[norm(part)]]
-        for spec, chunks in zip(specs, contents, strict=True):
-            if spec.name not in writer.finished:
-                writer.write(spec.name, chunks)
+            _write_part(writer, specs, [[norm(part)]])
+
+
+def _write_part(writer: Writer, specs: tuple[TensorSpec, ...], contents: list[Chunks]) -> None:
+    """Write the tensors of a part that are not finished; its arrays go when this returns."""
+    for spec, chunks in zip(specs, contents, strict=True):
+        if spec.name not in writer.finished:
+            writer.write(spec.name, chunks)
 
 
 def _is_file(file: BinaryIO, path: Path) -> bool:

@@ -112,5 +112,6 @@ void fuzz_sampling(Input& input);
 void fuzz_attention(Input& input);
 void fuzz_rows(Input& input);
 void fuzz_matmul(Input& input);
+void fuzz_calibrate(Input& input);
 
 }  // namespace llama2q::fuzz

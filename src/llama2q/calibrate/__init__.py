@@ -1,0 +1,1 @@
+"""What the quantizers that look at activations need: texts to run the model on."""

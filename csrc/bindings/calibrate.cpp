@@ -84,7 +84,7 @@ void add_gram(py::array& h, const py::array& x, const Isa& isa, Threads n_thread
       isa, n_threads);
 }
 
-int64_t factor(py::array& h, bool mirror, const Isa& isa, Threads n_threads) {
+int64_t factor(py::array& h, const Isa& isa, Threads n_threads) {
   check_array(h, "h", "float32", {kAny, kAny});
   const int64_t n = h.shape(0);
   float* data = writeable(h, "h", n, n);
@@ -92,9 +92,16 @@ int64_t factor(py::array& h, bool mirror, const Isa& isa, Threads n_threads) {
   const py::gil_scoped_release release;
   const FloatEnv environment;
   ThreadPool pool(n_threads.value_or(default_thread_count()));
-  const int64_t bad = ldl(table, pool, data, n, SignalCheck());
-  if (bad < 0 && mirror) mirror_lower(pool, data, n);
-  return bad;
+  return ldl(table, pool, data, n, SignalCheck());
+}
+
+void mirror(py::array& h, Threads n_threads) {
+  check_array(h, "h", "float32", {kAny, kAny});
+  const int64_t n = h.shape(0);
+  float* data = writeable(h, "h", n, n);
+  const py::gil_scoped_release release;
+  ThreadPool pool(n_threads.value_or(default_thread_count()));
+  mirror_lower(pool, data, n);
 }
 
 }  // namespace
@@ -108,10 +115,12 @@ void bind_calibrate(py::module_& m) {
         "c += a.T @ b (or -=) in place: c float32 (m, n), a (k, m), b (k, n).");
   m.def("add_gram", add_gram, arg("h").noconvert(), arg("x").noconvert(), isa(), n_threads(),
         "h += x.T @ x in place, the lower triangle alone: h float32 (k, k), x (n, k).");
-  m.def("ldl", factor, arg("h").noconvert(), arg("mirror") = false, isa(), n_threads(),
+  m.def("ldl", factor, arg("h").noconvert(), isa(), n_threads(),
         "h = L D L^T in place, of h float32 (n, n) the lower triangle alone: L (without its ones) "
-        "below the diagonal, D on it, and with `mirror` L^T above. Returns -1, or the index of the "
-        "first pivot that is not greater than 0 or not finite.");
+        "below the diagonal, D on it. Returns -1, or the index of the first pivot that is not "
+        "greater than 0 or not finite.");
+  m.def("mirror_lower", mirror, arg("h").noconvert(), n_threads(),
+        "Copy what is below the diagonal of h float32 (n, n) above it, in place.");
 }
 
 }  // namespace llama2q

@@ -124,8 +124,8 @@ void bind_int4(py::module_& m) {
         arg("factors").noconvert(), arg("importance").noconvert(), arg("correction") = py::none(),
         isa(), n_threads(),
         "As search_int4, the error of each column handed on to those not yet rounded. factors "
-        "float32 (cols, cols): the inputs' second moments H = L D L^T as ldl(h, mirror=True) "
-        "leaves it; importance float32 (cols,): the diagonal of H; correction float32 (cols, "
+        "float32 (cols, cols): the inputs' second moments H = L D L^T, with L^T above the "
+        "diagonal; importance float32 (cols,): the diagonal of H; correction float32 (cols, "
         "rows): x.T @ d of the inputs x and what the outputs should be beyond x @ weights.T.");
 }
 

@@ -260,6 +260,34 @@ def quantize_int4(
     """Round to nearest. weights (rows, cols), uint16 holds bfloat16. Returns codes and scales in
     the file's layout. NaN or Inf raise NonFiniteWeightError with row and column."""
 
+def search_int4(
+    weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
+    group_size: int,
+    grid: NDArray[np.int8],
+    importance: _F32 | None = None,
+    isa: str | None = None,
+    n_threads: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """As quantize_int4, each group's scale chosen by the squared error that it causes, weighed by
+    importance (cols,): llama2q.quant.search is the definition."""
+
+def feed_back_int4(
+    weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
+    group_size: int,
+    grid: NDArray[np.int8],
+    factors: _F32,
+    importance: _F32,
+    correction: _F32 | None = None,
+    isa: str | None = None,
+    n_threads: int | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """As search_int4, columns from the last to the first, and the error of each, by which it
+    differs from its weights, handed on to those before it: GPTQ. factors (cols, cols): the inputs'
+    second moments H = L @ D @ L.T as ldl leaves them, with L.T above the diagonal; importance
+    (cols,): the diagonal of H; correction (cols, rows): the sum over inputs x of x d^T, d what the
+    outputs should be beyond weights @ x. csrc/calibrate/feedback.h has the formula. Needs 3 * 768
+    * cols bytes per thread. The same bits for any number of threads and instruction set."""
+
 def quantize_int8(
     weights: _F32 | NDArray[np.float16] | NDArray[np.uint16],
     group_size: int,
@@ -299,6 +327,9 @@ def ldl(h: _F32, isa: str | None = None, n_threads: int | None = None) -> int:
     neither read nor written. Returns -1, or the index of the first pivot D[i] that is not greater
     than 0 or not finite, where it stopped: h then holds no factors. Needs 1024 * n bytes beside h,
     and 0.8 MiB per thread. Signals are looked at between blocks of 128 columns."""
+
+def mirror_lower(h: _F32, n_threads: int | None = None) -> None:
+    """Copy what is below the diagonal of h (n, n) above it, in place."""
 
 # Kernels on plain arrays, for tests and for anyone (llama2q.kernels documents them).
 def matmul(

@@ -97,6 +97,10 @@ class QuantizationError(Llama2qError):
     """Weights cannot be represented in the asked type."""
 
 
+class CalibrationError(Llama2qError):
+    """A model cannot be calibrated: what it computes is not finite."""
+
+
 class CalibrationTextError(Llama2qError):
     """The text to calibrate on is damaged, or too short for one window."""
 

@@ -104,21 +104,22 @@ def test_plain_numbers_are_kept(odd: Path, tmp_path: Path, kind: Kind) -> None:
 def test_as_from_metas_form(mini_checkpoint: Path, tmp_path: Path) -> None:
     """The same tensors by their hashes, the same tokens, whatever container they came in."""
     path = gguf_file(tmp_path / "x.gguf", mini_checkpoint, Kind.BF16)
-    for quant in ("none", None):
-        meta = llama2q.convert(mini_checkpoint, tmp_path / "meta.l2q", quant=quant, overwrite=True)
-        mine = llama2q.convert(path, tmp_path / "gguf.l2q", quant=quant, overwrite=True)
+    for settings in ({"quant": "none"}, {"method": "search"}):
+        options: dict[str, Any] = {**settings, "overwrite": True}
+        meta = llama2q.convert(mini_checkpoint, tmp_path / "meta.l2q", **options)
+        mine = llama2q.convert(path, tmp_path / "gguf.l2q", **options)
         assert mine.config == meta.config
         assert mine.recipe == meta.recipe
         with L2qFile(meta.path) as file, L2qFile(mine.path) as other:
             hashes, others = dict(file.metadata.sha256), dict(other.metadata.sha256)
             assert hashes.pop("tokenizer.model") != others.pop("tokenizer.model")
             assert hashes == others
-        settings = {"max_tokens": 40, "temperature": 0.8, "seed": 3}
+        asked = {"max_tokens": 40, "temperature": 0.8, "seed": 3}
         with llama2q.load(meta.path) as llm, llama2q.load(mine.path) as other_llm:
             prompt = "The king of the  world"
-            expected = llm.generate(prompt, **settings)
-            assert other_llm.generate(prompt, **settings).token_ids == expected.token_ids
-            assert other_llm.generate(prompt, **settings).text == expected.text
+            expected = llm.generate(prompt, **asked)
+            assert other_llm.generate(prompt, **asked).token_ids == expected.token_ids
+            assert other_llm.generate(prompt, **asked).text == expected.text
 
 
 @pytest.mark.parametrize(
@@ -243,6 +244,11 @@ def test_what_is_asked_for(mini_checkpoint: Path, tmp_path: Path) -> None:
         convert(quant="none")
     with pytest.raises(InvalidArgumentError, match="quant is 'int2'"):
         convert(quant="int2")
+    with pytest.raises(InvalidArgumentError, match="a calibration text is of no use"):
+        convert(calibration_text="x.txt")
+    anew = llama2q.convert(path, tmp_path / "y.l2q", method="search")
+    assert (anew.recipe.method, anew.recipe.calibration) == ("search", "none")
+    assert anew.tensors == ()
 
 
 def test_an_importance_matrix_is_named(odd: Path, tmp_path: Path) -> None:
@@ -474,13 +480,22 @@ def test_meta_tensors_are_all_named(mini_checkpoint: Path, tmp_path: Path) -> No
     assert llama2q.convert(mini_checkpoint, tmp_path / "y.l2q").tensors == ()
 
 
-@pytest.mark.parametrize("kinds", [Kind.Q4_0, {"": Kind.Q4_K, "output": Kind.Q6_K}, Kind.F16])
+@pytest.mark.parametrize(
+    ("kinds", "options"),
+    [
+        (Kind.Q4_0, {}),
+        ({"": Kind.Q4_K, "output": Kind.Q6_K}, {}),
+        (Kind.Q8_0, {"quant": "int4", "method": "rtn"}),
+        (Kind.F16, {"quant": "none"}),
+        ({"": Kind.F16, "w3": Kind.F32}, {"quant": "int8"}),
+    ],
+)
 def test_what_it_will_need_is_said_before(
-    mini_checkpoint: Path, tmp_path: Path, kinds: dict[str, Kind] | Kind
+    mini_checkpoint: Path, tmp_path: Path, kinds: dict[str, Kind] | Kind, options: dict[str, str]
 ) -> None:
     path = gguf_file(tmp_path / "x.gguf", mini_checkpoint, kinds)
-    plan = llama2q.plan_conversion(path, tmp_path)
-    report = llama2q.convert(path, tmp_path)
+    plan = llama2q.plan_conversion(path, tmp_path, **options)
+    report = llama2q.convert(path, tmp_path, **options)
     assert (plan.path, plan.recipe, plan.notes) == (report.path, report.recipe, report.notes)
     assert plan.output_bytes == report.output_bytes
     assert plan.bits_per_weight == report.bits_per_weight
@@ -497,7 +512,7 @@ print(peak_resident_bytes() - before)
 WIDE = SyntheticShape(dim=2048, n_layers=1, n_heads=16, multiple_of=256, vocab_size=4096)
 
 
-@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_K, Kind.F16])
+@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_K, Kind.Q5_0])
 def test_memory(mini_checkpoint: Path, tmp_path: Path, kind: Kind) -> None:
     """What was foreseen is enough, and not much more than that."""
     rng = np.random.default_rng(1)
@@ -527,8 +542,8 @@ def test_an_adapter(make: Make, tmp_path: Path) -> None:
     factors = low_rank(config, modules_named(config, ATTENTION))
     adapter = write_adapter(tmp_path / "adapter", factors, target_modules=list(ATTENTION))
     plain = gguf_file(tmp_path / "x.gguf", meta, Kind.BF16)
-    report = llama2q.convert(plain, tmp_path / "x.l2q", lora=adapter)
-    other = llama2q.convert(meta, tmp_path / "y.l2q", lora=adapter)
+    report = llama2q.convert(plain, tmp_path / "x.l2q", lora=adapter, method="rtn")
+    other = llama2q.convert(meta, tmp_path / "y.l2q", lora=adapter, method="rtn")
     with L2qFile(report.path) as file, L2qFile(other.path) as meta_file:
         for name, digest in meta_file.metadata.sha256.items():
             assert name == "tokenizer.model" or file.metadata.sha256[name] == digest

@@ -37,6 +37,15 @@ class Grid(StrEnum):
     uniform = "uniform"
 
 
+class Method(StrEnum):
+    """Ways to choose int4 codes."""
+
+    gptq = "gptq"
+    calibrated = "calibrated"
+    search = "search"
+    rtn = "rtn"
+
+
 class ChatTemplate(StrEnum):
     """Ways to build chat prompts."""
 
@@ -74,6 +83,17 @@ def convert(
         Grid | None,
         typer.Option(help="Values that an int4 code can take. [default: nonuniform]"),
     ] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(
+            help="How int4 codes are chosen: best first, the slower the better. Default: gptq."
+        ),
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Short for --method search.")] = False,
+    calibration_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text for gptq and calibrated in place of llama2q's."),
+    ] = None,
     chat_template: Annotated[
         ChatTemplate | None,
         typer.Option(help="The template it was trained with; by default as its files or name say."),
@@ -110,6 +130,8 @@ def convert(
             "quant": None if quant is None else quant.value,
             "group_size": group_size,
             "grid": None if grid is None else grid.value,
+            "method": _method(method, fast=fast),
+            "calibration_text": calibration_text,
             "chat_template": None if chat_template is None else chat_template.value,
             "lora": lora,
             "overwrite": force,
@@ -145,16 +167,10 @@ def convert(
             note(report.terms)
 
 
-def show_plan(plan: ConversionPlan, *, json: bool) -> None:
-    """Print a plan; exit code 1 if it does not fit."""
-    if json:
-        print_json(plan.to_dict())
-    else:
-        print(f"{plan.path}: {plan}")
-        for text in plan.notes:
-            note(text)
-    if not plan.fits:
-        raise typer.Exit(1)
+def _method(method: Method | None, *, fast: bool) -> str | None:
+    if fast and method not in (None, Method.search):
+        raise typer.BadParameter(f"--fast is --method search; it contradicts --method {method}")
+    return Method.search.value if fast else None if method is None else method.value
 
 
 def describe_tensors(tensors: Sequence[TensorReport]) -> list[str]:
@@ -178,6 +194,18 @@ def describe_tensors(tensors: Sequence[TensorReport]) -> list[str]:
             "from the original weights; --quant int8 keeps more"
         )
     return lines
+
+
+def show_plan(plan: ConversionPlan, *, json: bool) -> None:
+    """Print a plan; exit code 1 if it does not fit."""
+    if json:
+        print_json(plan.to_dict())
+    else:
+        print(f"{plan.path}: {plan}")
+        for text in plan.notes:
+            note(text)
+    if not plan.fits:
+        raise typer.Exit(1)
 
 
 def main() -> None:

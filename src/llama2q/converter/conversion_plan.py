@@ -12,9 +12,8 @@ from llama2q.config import ModelConfig
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
 from llama2q.converter.costs import METHODS, Cost, Work
-from llama2q.converter.gguf_checkpoint import GgufCheckpoint
 from llama2q.converter.gguf_cost import gguf_cost
-from llama2q.converter.job import Job, open_job
+from llama2q.converter.job import Job, Options, open_job
 from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
 from llama2q.errors import Llama2qError
@@ -126,6 +125,8 @@ def plan_conversion(
     quant: str | None = None,
     group_size: int | None = None,
     grid: str | None = None,
+    method: str | None = None,
+    calibration_text: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
     lora: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -139,9 +140,9 @@ def plan_conversion(
 
     Parameters
     ----------
-    src, dst, quant, group_size, grid, chat_template, lora, overwrite, resume, verify_checksums
+    src, dst, quant, group_size, grid, method, calibration_text, chat_template, lora
         As of `llama2q.convert`.
-    n_threads
+    overwrite, resume, verify_checksums, n_threads
         As of `llama2q.convert`.
 
     Returns
@@ -154,16 +155,16 @@ def plan_conversion(
         As `llama2q.convert` raises them before it writes. A file that exists and a full disk are
         no errors here but obstacles of the plan.
     """
-    with open_job(
-        src,
-        dst,
+    options = Options(
         quant=quant,
         group_size=group_size,
         grid=grid,
+        method=method,
+        calibration_text=calibration_text,
         chat_template=chat_template,
         lora=lora,
-        n_threads=n_threads,
-    ) as job:
+    )
+    with open_job(src, dst, options, n_threads) as job:
         outline = Outline.of(job.metadata, len(job.checkpoint.tokenizer_bytes))
         finished = _finished_bytes(job, outline) if resume else 0
         cost = _cost(job, outline, finished, n_threads, verify_checksums=verify_checksums)
@@ -203,7 +204,6 @@ def _cost(
     checkpoint = job.checkpoint
     parts = model_parts(checkpoint.config, job.recipe, len(checkpoint.tokenizer_bytes))
     matrices = tuple(part for part in parts if isinstance(part, MatrixSpec))
-    gguf = checkpoint if isinstance(checkpoint, GgufCheckpoint) else None
     largest = max(job.sources, key=lambda path: path.stat().st_size)
     listed = read_checklists(checkpoint.folder, job.sources) if verify_checksums else {}
     work = Work(
@@ -215,10 +215,10 @@ def _cost(
         share_left=1 - finished / outline.data_bytes,
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
-        rates=probe(() if gguf else matrices, checkpoint.dtype, largest, _core, n_threads),
+        rates=probe(() if job.gguf else matrices, checkpoint.dtype, largest, _core, n_threads),
     )
-    if gguf is not None:
-        return gguf_cost(gguf, work, _core)
+    if job.gguf is not None:
+        return gguf_cost(job.gguf, work, _core)
     return METHODS[job.recipe.method](work)
 
 

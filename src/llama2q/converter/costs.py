@@ -116,5 +116,11 @@ def held_bytes(work: Work) -> Iterator[int]:
         yield source + (0 if is_streamed else sum(spec.nbytes for spec in matrix.tensors()))
 
 
-METHODS: dict[str, MethodCost] = {"none": rtn_cost, "rtn": rtn_cost}
+METHODS: dict[str, MethodCost] = {
+    "none": rtn_cost,
+    "rtn": rtn_cost,
+    "search": rtn_cost,
+    "calibrated": rtn_cost,
+    "gptq": rtn_cost,
+}
 """The cost of each method, by the name that a recipe has for it."""

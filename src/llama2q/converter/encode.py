@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,16 @@ class Quantizers(Protocol):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         """Codes (n_bands, K/8, 64) and scales (n_bands, K/G, 16)."""
 
+    def search_int4(
+        self,
+        weights: NDArray[Any],
+        group_size: int,
+        grid: NDArray[np.int8],
+        *,
+        n_threads: int | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        """As `quantize_int4`, with searched scales."""
+
     def quantize_int8(
         self, weights: NDArray[Any], group_size: int, n_threads: int | None = None
     ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -49,8 +59,9 @@ def encode_matrix(
     release: Callable[[str], None],
     quantizers: Quantizers,
     n_threads: int | None = None,
+    method: str = "rtn",
 ) -> list[Chunks]:
-    """Encode a matrix; one source at a time is in memory.
+    """Encode a matrix by itself; one source at a time is in memory.
 
     Parameters
     ----------
@@ -61,6 +72,8 @@ def encode_matrix(
         Told the name when the tensor is not needed any more.
     quantizers : Quantizers
     n_threads : int, optional
+    method : str
+        The recipe's. "search" searches the scales of int4; all others round to nearest.
 
     Returns
     -------
@@ -77,8 +90,13 @@ def encode_matrix(
         return [_dense_rows(name, read(name), release)]
     encoded = []
     for name in matrix.sources:
-        encoded.append(_named(name, matrix, read(name), quantizers, n_threads))
+        encoded.append(_named(name, matrix, read(name), quantizers, method, n_threads))
         release(name)
+    return alternating(encoded)
+
+
+def alternating(encoded: Sequence[tuple[NDArray[Any], ...]]) -> list[Chunks]:
+    """Return the chunks of each stored tensor, the bands of the sources alternating."""
     return [_alternating(arrays) for arrays in zip(*encoded, strict=True)]
 
 
@@ -87,24 +105,30 @@ def _named(
     matrix: MatrixSpec,
     weights: NDArray[Any],
     quantizers: Quantizers,
+    method: str,
     n_threads: int | None,
 ) -> tuple[NDArray[Any], ...]:
     try:
-        return encode_weights(matrix, weights, quantizers, n_threads)
+        return encode_weights(matrix, weights, quantizers, method, n_threads)
     except (NonFiniteWeightError, QuantizationError) as error:
         raise type(error)(f"{name}: {error}") from error
 
 
 def encode_weights(
-    matrix: MatrixSpec, weights: NDArray[Any], quantizers: Quantizers, n_threads: int | None
+    matrix: MatrixSpec,
+    weights: NDArray[Any],
+    quantizers: Quantizers,
+    method: str,
+    n_threads: int | None,
 ) -> tuple[NDArray[Any], ...]:
-    """Encode rows of one source of a matrix as the matrix is stored.
+    """Encode rows of one source of a matrix as the matrix is stored; see `encode_matrix`.
 
     Parameters
     ----------
     matrix : MatrixSpec
     weights : float32, float16 or uint16 (bfloat16), (rows, cols)
     quantizers : Quantizers
+    method : str
     n_threads : int or None
 
     Returns
@@ -117,6 +141,8 @@ def encode_weights(
         return (quantizers.pack_dense(weights, n_threads),)
     if stored.grid is not None:
         grid = grid_values(stored.grid)
+        if method == "search":
+            return quantizers.search_int4(weights, stored.group_size, grid, n_threads=n_threads)
         return quantizers.quantize_int4(weights, stored.group_size, grid, n_threads)
     if matrix.is_table:
         return quantizers.quantize_rows_int8(weights, stored.group_size, n_threads)

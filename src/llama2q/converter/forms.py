@@ -13,11 +13,9 @@ from llama2q.converter.checkpoint import MetaCheckpoint, named_os_errors
 from llama2q.converter.checkpoint_folder import holds_shards
 from llama2q.converter.gguf_checkpoint import GgufCheckpoint
 from llama2q.converter.gguf_folder import gguf_in, is_gguf
-from llama2q.converter.gguf_recipe import choose_recipe
 from llama2q.converter.hf_checkpoint import HfCheckpoint
 from llama2q.converter.hf_folder import is_hugging_face
 from llama2q.converter.hub_cache import snapshot_in
-from llama2q.format.recipe import Recipe
 
 
 class Checkpoint(Protocol):
@@ -69,6 +67,9 @@ class Checkpoint(Protocol):
     def read(self, name: str) -> NDArray[Any]:
         """Return a whole tensor, read-only."""
 
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes."""
+
     def release(self, name: str) -> None:
         """Give a tensor's pages back to the kernel."""
 
@@ -110,22 +111,3 @@ def open_checkpoint(path: Path) -> Checkpoint:
             return GgufCheckpoint.open(inside)
         other = is_hugging_face(folder)
     return HfCheckpoint.open(folder) if other else MetaCheckpoint.open(folder)
-
-
-def recipe_for(
-    checkpoint: Checkpoint, quant: str | None, group_size: int | None, grid: str | None
-) -> Recipe:
-    """Return the recipe of a conversion; None stands for what fits the checkpoint.
-
-    Raises
-    ------
-    InvalidArgumentError
-        An argument is unknown or does not fit the checkpoint.
-    MissingPackageError, UnsupportedModelError
-        See `choose_recipe`.
-    """
-    if isinstance(checkpoint, GgufCheckpoint):
-        return choose_recipe(checkpoint, quant, group_size, grid)
-    given = {"quant": quant, "group_size": group_size, "grid": grid}
-    asked = {name: value for name, value in given.items() if value is not None}
-    return Recipe.for_model(checkpoint.config, dtype=checkpoint.dtype, **asked)  # type: ignore[arg-type]

@@ -174,10 +174,10 @@ def encode_rows(
     if stored.kind.is_dense:
         weights = widen(weights) if stored.type == "f32" else weights
         if not matrix.is_table:
-            return encode_weights(matrix, weights, quantizers, 1), 0.0, 0.0
+            return encode_weights(matrix, weights, quantizers, "rtn", 1), 0.0, 0.0
         check_matrix(weights)
         return (weights,), 0.0, 0.0
-    arrays = encode_weights(matrix, weights, quantizers, 1)
+    arrays = encode_weights(matrix, weights, quantizers, "rtn", 1)
     values = widen(weights)
     difference = _decoded(matrix, arrays, values.shape) - values
     return arrays, _sum_of_squares(difference), _sum_of_squares(values)

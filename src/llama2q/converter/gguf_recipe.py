@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any, TypeGuard
 
 from llama2q.config import ModelConfig
 from llama2q.converter.gguf_blocks import require_dequantizer
@@ -19,19 +20,29 @@ MOST_BITS_OF_INT4 = 5.0
 """Types that cannot be kept become int4 up to here, beyond int8."""
 
 
-def choose_recipe(
-    checkpoint: GgufCheckpoint, quant: str | None, group_size: int | None, grid: str | None
-) -> Recipe:
-    """Return the recipe of a GGUF file.
+def is_taken_over(
+    checkpoint: object, quant: str | None, method: str | None
+) -> TypeGuard[GgufCheckpoint]:
+    """Whether a checkpoint is a GGUF file whose codes or numbers shall be kept where they can be.
 
-    Unless something else is asked for, each matrix of a quantized file keeps its own type, or gets
-    a close one. A file of plain numbers is quantized like any other checkpoint.
+    A file of plain numbers that is to be quantized is like any other checkpoint; so is a quantized
+    one whose codes shall be chosen anew by a method other than rounding.
+    """
+    if not isinstance(checkpoint, GgufCheckpoint):
+        return False
+    return quant == "none" or (checkpoint.dtype == "quantized" and method in (None, "rtn"))
+
+
+def choose_recipe(checkpoint: GgufCheckpoint, asked: dict[str, Any]) -> Recipe:
+    """Return the recipe of a GGUF file that is taken over.
+
+    Unless something else is asked for, each matrix keeps its own type, or gets a close one.
 
     Parameters
     ----------
     checkpoint : GgufCheckpoint
-    quant, group_size, grid : optional
-        As in `convert`; None where nothing was asked for.
+    asked : dict
+        Those of `quant`, `group_size` and `grid` that were asked for; as in `convert`.
 
     Raises
     ------
@@ -41,21 +52,17 @@ def choose_recipe(
         A type cannot be read.
     """
     config = checkpoint.config
-    is_dense = checkpoint.dtype != "quantized"
-    given = {"quant": quant, "group_size": group_size, "grid": grid}
-    asked = {name: value for name, value in given.items() if value is not None}
-    if is_dense and quant != "none":
-        return Recipe.for_model(config, **asked)  # type: ignore[arg-type]
-    if quant == "none" and not is_dense:
+    is_plain = asked.get("quant") == "none"
+    if is_plain and checkpoint.dtype == "quantized":
         kinds = sorted({checkpoint.tensor(name).type.name for name in checkpoint.shapes})
         raise InvalidArgumentError(
             f"quant 'none' keeps numbers as they are, but the file is quantized ({', '.join(kinds)}"
             "); leave --quant out to keep what can be kept"
         )
     recipe = _recipe_of(config, _own_types(checkpoint))
-    if asked and quant != "none":
+    if asked and not is_plain:
         like = {"group_size": GROUP_SIZE} | ({"grid": recipe.grid} if recipe.grid else {})
-        recipe = Recipe.for_model(config, **(like | asked))  # type: ignore[arg-type]
+        recipe = Recipe.for_model(config, **(like | asked), method="rtn")
     for name, stored in recipe.tensors.items():
         for source in matrix_spec(config, recipe, name).sources:
             kind = checkpoint.tensor(source).type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -169,6 +170,18 @@ class MergedCheckpoint(Closing):
             return merge(weights, product, dtype, self.n_threads)
         except QuantizationError as error:
             raise QuantizationError(f"{name}: {error}") from error
+
+    def reading_bytes(self, name: str) -> int:
+        """Return the most memory that a tensor takes while it is read and checked, in bytes.
+
+        Beside the base's pages lie the merged matrix and the adapter's factors in float64.
+        """
+        update = self._updates.get(name)
+        if update is None:
+            return self._base.reading_bytes(name)
+        merged = 4 * math.prod(self.shapes[name])
+        adapter = 3 * sum(tensor.nbytes for tensor in update.tensors)
+        return self._base.reading_bytes(name) + merged + adapter
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

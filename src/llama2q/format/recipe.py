@@ -12,6 +12,10 @@ from llama2q.quant import GRIDS, QUANT_TYPES, QuantType
 
 QUANTS = ("int4", "int8", "none")
 """Names of the ready-made recipes."""
+METHODS = ("gptq", "calibrated", "search", "rtn")
+"""How int4 codes are chosen, best first; int8 has "rtn" alone."""
+CALIBRATED = ("gptq", "calibrated")
+"""Methods that run a text through the model."""
 _TOP_KEYS = {"quant", "calibration", "method", "group_size", "grid", "tensors"}
 _TENSOR_KEYS = {"type", "group_size", "grid"}
 
@@ -123,8 +127,10 @@ class Recipe:
         group_size: int = 64,
         grid: str = "nonuniform",
         dtype: str = "bf16",
+        method: str | None = None,
+        calibration: str = "none",
     ) -> Self:
-        """Return a ready-made round-to-nearest recipe.
+        """Return a ready-made recipe.
 
         Parameters
         ----------
@@ -137,9 +143,14 @@ class Recipe:
             Grid of int4; ignored otherwise.
         dtype : {"f32", "f16", "bf16"}
             The checkpoint's own type, which "none" keeps.
+        method : {"gptq", "calibrated", "search", "rtn"}, optional
+            How codes are chosen; the best there is by default.
+        calibration : str
+            What was run through the model; "none" where the method runs nothing.
         """
         if quant not in QUANTS:
             raise InvalidArgumentError(f"quant is {quant!r}; expected one of {', '.join(QUANTS)}")
+        method = method_of(quant, method)
         if quant == "none":
             layers = outer = TensorType(dtype)
         else:
@@ -147,8 +158,8 @@ class Recipe:
             layers = TensorType("int4", group_size, grid) if quant == "int4" else outer
         return cls(
             quant=quant,
-            calibration="none",
-            method="none" if quant == "none" else "rtn",
+            calibration=calibration if method in CALIBRATED else "none",
+            method=method,
             group_size=layers.group_size,
             grid=layers.grid,
             tensors={
@@ -205,6 +216,26 @@ class Recipe:
             except InvalidArgumentError as error:
                 raise InvalidArgumentError(f"recipe of {name}: {error}") from error
         return cls(**{**values, "tensors": tensors})
+
+
+def method_of(quant: str, method: str | None) -> str:
+    """Return the method asked for, or the best that a quant has by default.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There is no such method, or `quant` does not have it.
+    """
+    offered = {"int4": METHODS, "int8": ("rtn",)}.get(quant, ("none",))
+    if method is None:
+        return offered[0]
+    if method not in METHODS:
+        raise InvalidArgumentError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    if method not in offered:
+        raise InvalidArgumentError(
+            f"method is {method!r}, which chooses codes of int4; with quant={quant!r} leave it out"
+        )
+    return method
 
 
 EMBEDDINGS = "tok_embeddings.weight"

@@ -169,6 +169,16 @@ class Writer:
             self._journal.add(tensor, digest.hexdigest())
         self.finished[name] = digest.hexdigest()
 
+    def read_back(self, name: str) -> NDArray[Any]:
+        """Return a finished tensor, of its dtype and shape."""
+        if name not in self.finished:
+            raise InvalidArgumentError(f"tensor {name} is not written yet")
+        tensor = next(tensor for tensor in self._tensors if tensor.spec.name == name)
+        with self._named_errors():
+            self._part.seek(self._data_start + tensor.begin)
+            data = self._part.read(tensor.spec.nbytes)
+        return np.frombuffer(data, NUMPY_DTYPES[tensor.spec.dtype]).reshape(tensor.spec.shape)
+
     def finish(self, source_sha256: Mapping[str, str] | None = None) -> str:
         """Write the final header, rename, and return the model id.
 

@@ -65,7 +65,8 @@ def encode(
         )
     divisor = scales.astype(np.float32)[:, :, None]
     present = divisor != 0
-    codes = nearest_codes(np.where(present, x, 0) / np.where(present, divisor, 1), grid)
+    y = np.divide(x, divisor, where=present, out=np.zeros_like(x))
+    codes = nearest_codes(y, grid)
     codes[~np.broadcast_to(present, codes.shape)] = 0
     flat = codes.reshape(rows, -1)
     flat[:, cols:] = 0

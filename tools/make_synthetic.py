@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import rich.progress
@@ -111,6 +112,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("-o", "--output", type=Path, metavar="FILE", help="write this .l2q file")
     target.add_argument("--meta", type=Path, metavar="DIR", help="write Meta's form into DIR")
+    parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the shape has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="SentencePiece model")
     l2q = parser.add_argument_group("for -o")
@@ -120,12 +122,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     meta = parser.add_argument_group("for --meta")
     meta.add_argument("--shards", type=int, default=1, metavar="N", help="number of files")
     meta.add_argument("--sparse", action="store_true", help="holes (zeros) instead of matrices")
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.layers is not None and chosen.layers < 1:
+        parser.error(f"--layers is {chosen.layers}; expected at least 1")
+    return chosen
 
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse_arguments(arguments)
     shape = SHAPES[chosen.shape]
+    if chosen.layers is not None:
+        shape = replace(shape, n_layers=chosen.layers)
     try:
         tokenizer_bytes = read_tokenizer(shape.vocab_size, chosen.tokenizer)
         if chosen.meta is not None:

@@ -116,7 +116,12 @@ def test_licences_and_checksums(mini_checkpoint: Path, tmp_path: Path) -> None:
     whole = json.loads(run("inspect", output, "--licences", "--json").stdout)
     assert whole["licence_texts"]["LICENSE"] == licence
     (folder / "checklist.chk").write_text(f"{'0' * 32}  {shard.name}\n")
-    assert_one_error_line(run_convert(folder, "-o", output, "--force"), digest)
+    damaged = run_convert(folder, "-o", output, "--force")
+    assert (damaged.returncode, damaged.stdout) == (1, "")
+    foreseen, error = damaged.stderr.splitlines()
+    assert "bits a weight, about " in foreseen
+    assert error.startswith("error: ")
+    assert digest in error
     assert run_convert(folder, "-o", output, "--force", "--no-checksums").returncode == 0
 
 

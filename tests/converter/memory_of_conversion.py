@@ -1,6 +1,6 @@
 """Converts a checkpoint and prints by how many bytes the process's peak resident size grew.
 
-Run as `python memory_of_conversion.py DIR FILE QUANT`.
+Run as `python memory_of_conversion.py DIR FILE QUANT [ADAPTER]`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from llama2q.memory import peak_resident_bytes
 
 
 def main() -> None:
-    source, path, quant = sys.argv[1:]
+    source, path, quant, *adapter = sys.argv[1:]
+    lora = adapter[0] if adapter else None
     convert = llama2q.convert  # imported when it is first asked for
     before = peak_resident_bytes()
-    convert(source, path, quant=quant, n_threads=2)
+    convert(source, path, quant=quant, lora=lora, n_threads=2)
     print(peak_resident_bytes() - before)
 
 

@@ -14,6 +14,7 @@ import pytest
 import llama2q
 import make_synthetic
 from converter.hf_files import hf_folder
+from converter.lora_files import low_rank, modules_named, write_adapter
 from converter.pth_files import Make
 from llama2q.converter.costs import METHODS, OVERHEAD_BYTES, Cost, Work, rtn_cost
 from llama2q.converter.probe import Rates, kind_of
@@ -129,24 +130,31 @@ _MARGIN = 40 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
-@pytest.mark.parametrize(("n_shards", "quant"), [(1, "int4"), (1, "none"), (4, "int8")])
+@pytest.mark.parametrize(
+    ("n_shards", "quant", "lora"),
+    [(1, "int4", False), (1, "none", False), (4, "int8", False), (1, "int4", True)],
+)
 def test_memory_is_a_bound(
-    mini_checkpoint: Path, tmp_path: Path, n_shards: int, quant: str
+    mini_checkpoint: Path, tmp_path: Path, n_shards: int, quant: str, lora: bool
 ) -> None:
     """The peak of a process that converts: at most the bound, and near to it."""
-    source, path = tmp_path / "wide", tmp_path / "x.l2q"
+    source, path, adapter = tmp_path / "wide", tmp_path / "x.l2q", tmp_path / "adapter"
     tokenizer = (mini_checkpoint / "tokenizer.model").read_bytes()
     make_synthetic.write_meta(WIDE, tokenizer, source, n_shards, 0, sparse=True)
-    plan = llama2q.plan_conversion(source, path, quant=quant, n_threads=2)
-    probe = Path(__file__).with_name("memory_of_conversion.py")
-    grown = int(
-        subprocess.run(
-            [sys.executable, str(probe), str(source), str(path), quant],
-            capture_output=True,
-            check=True,
-            timeout=120,
-        ).stdout
+    adapters = []
+    if lora:
+        targets = ["q_proj", "up_proj", "down_proj"]
+        modules = modules_named(WIDE.config, targets)
+        adapters = [
+            write_adapter(adapter, low_rank(WIDE.config, modules, 2), r=2, target_modules=targets)
+        ]
+    plan = llama2q.plan_conversion(
+        source, path, quant=quant, lora=adapter if lora else None, n_threads=2
     )
+    probe = Path(__file__).with_name("memory_of_conversion.py")
+    command = [sys.executable, probe, source, path, quant, *adapters]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    grown = int(done.stdout)
     assert grown <= plan.memory_bytes <= grown + _MARGIN
 
 
@@ -165,6 +173,7 @@ def work(checkpoint: object, **changes: object) -> Work:
         "share_left": 1.0,
         "n_threads": 2,
         "n_cpus": 2,
+        "merged_terms": 0,
         "rates": rates(matrices),
     }
     return Work(**(values | changes))  # type: ignore[arg-type]
@@ -172,7 +181,11 @@ def work(checkpoint: object, **changes: object) -> Work:
 
 def rates(matrices: tuple[MatrixSpec, ...], weights: float = 1e9, **changes: float) -> Rates:
     values = {"sha256": 2e9, "md5": 1e9, "crc32": 4e9, "copy": 4e9, "read": 1e10}
-    return Rates(weights=dict.fromkeys(map(kind_of, matrices), weights), **(values | changes))
+    return Rates(
+        weights=dict.fromkeys(map(kind_of, matrices), weights),
+        merged_terms=2e9,
+        **(values | changes),
+    )
 
 
 class OneShard:
@@ -199,6 +212,8 @@ def test_cost_of_rounding() -> None:
         OneShard(), n_cpus=64, listed_bytes=13_476_000_000, rates=rates(base.matrices, weights=1e11)
     )
     assert rtn_cost(listed).seconds == pytest.approx(13.476 * (1 + 1 / 4))
+    merged = work(OneShard(), merged_terms=8 * 10**9)
+    assert rtn_cost(merged).seconds == pytest.approx(cost.seconds + 4)
     resumed = work(OneShard(), n_cpus=1, share_left=0.5)
     assert rtn_cost(resumed).seconds < rtn_cost(work(OneShard(), n_cpus=1)).seconds
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llama2q.config import ModelConfig
 from llama2q.converter import shards
 from llama2q.converter.checkpoint import MetaCheckpoint
 from llama2q.converter.converter import ConvertReport, convert_with
+from llama2q.converter.job import Options
 from llama2q.errors import (
     CheckpointError,
     CorruptShardError,
@@ -37,7 +39,12 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def convert(src: Path, dst: Path | None = None, **arguments: Any) -> ConvertReport:
-    return convert_with(NumpyQuantizers(), src, dst, **arguments)
+    """Convert by the definitions; int4 rounded to nearest unless a method is given."""
+    names = {field.name for field in fields(Options)}
+    asked = {name: arguments.pop(name) for name in names & set(arguments)}
+    if asked.get("quant", "int4") == "int4":
+        asked.setdefault("method", "rtn")
+    return convert_with(NumpyQuantizers(), src, dst, Options(**asked), **arguments)
 
 
 @pytest.fixture(scope="module")

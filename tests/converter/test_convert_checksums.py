@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama2q.config import ModelConfig
 from llama2q.converter import sources
 from llama2q.converter.checkpoint import MetaCheckpoint
-from llama2q.converter.converter import convert_with
+from llama2q.converter.converter import ConvertReport, convert_with
+from llama2q.converter.job import Options
 from llama2q.converter.terms import TERMS, terms_of
 from llama2q.errors import ChecklistError, ChecksumError, CorruptShardError
 from llama2q.format.metadata import Metadata
@@ -38,6 +40,11 @@ def write_list(folder: Path, *names: str) -> None:
     (folder / "checklist.chk").write_text("".join(lines))
 
 
+def convert(src: Path, dst: Path, group_size: int = 64, **arguments: Any) -> ConvertReport:
+    options = Options(method="rtn", group_size=group_size)
+    return convert_with(NumpyQuantizers(), src, dst, options, **arguments)
+
+
 def damage(path: Path) -> None:
     """Flip a bit in the middle, where the weights are."""
     data = bytearray(path.read_bytes())
@@ -46,9 +53,9 @@ def damage(path: Path) -> None:
 
 
 def test_files_that_are_right(folder: Path, tmp_path: Path) -> None:
-    report = convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q")
+    report = convert(folder, tmp_path / "x.l2q")
     assert report.n_checksums == 3
-    report = convert_with(NumpyQuantizers(), folder, tmp_path / "y.l2q", verify_checksums=False)
+    report = convert(folder, tmp_path / "y.l2q", verify_checksums=False)
     assert report.n_checksums == 0
     assert (tmp_path / "x.l2q").read_bytes() == (tmp_path / "y.l2q").read_bytes()
 
@@ -60,27 +67,27 @@ def test_a_file_that_differs(folder: Path, tmp_path: Path, name: str) -> None:
     listing = folder / "checklist.chk"
     listing.write_text(listing.read_text().replace(digest, "0" * 32))
     with pytest.raises(ChecksumError, match=f"{name} has the MD5 {digest}; checklist.chk expects"):
-        convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q")
+        convert(folder, tmp_path / "x.l2q")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mini"]
-    convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q", verify_checksums=False)
+    convert(folder, tmp_path / "x.l2q", verify_checksums=False)
 
 
 def test_damage_is_found_by_md5_or_by_crc(folder: Path, tmp_path: Path) -> None:
     damage(folder / SHARD)
     with pytest.raises(ChecksumError):
-        convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q")
+        convert(folder, tmp_path / "x.l2q")
     with pytest.raises(CorruptShardError):
-        convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q", verify_checksums=False)
+        convert(folder, tmp_path / "x.l2q", verify_checksums=False)
     write_list(folder, "params.json")  # the shard is not covered
     with pytest.raises(CorruptShardError):
-        convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q")
+        convert(folder, tmp_path / "x.l2q")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mini"]
 
 
 def test_a_listed_file_that_is_missing(folder: Path, tmp_path: Path) -> None:
     (folder / "checklist.chk").write_text(f"{'0' * 32}  consolidated.01.pth\n")
     with pytest.raises(ChecklistError, match=r"consolidated\.01\.pth is missing"):
-        convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q")
+        convert(folder, tmp_path / "x.l2q")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mini"]
 
 
@@ -98,11 +105,11 @@ def test_crc_is_left_to_the_md5(
         original(self, name, except_in)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MetaCheckpoint, "check_crc", record)
-    convert_with(NumpyQuantizers(), folder, tmp_path / "x.l2q")
+    convert(folder, tmp_path / "x.l2q")
     assert checked == []
     shards = split_small(2)
     write_list(shards, SHARD)
-    convert_with(NumpyQuantizers(), shards, tmp_path / "y.l2q", group_size=32)
+    convert(shards, tmp_path / "y.l2q", group_size=32)
     assert set(checked) == {"consolidated.01.pth"}
 
 
@@ -118,9 +125,7 @@ def test_progress_goes_on_while_only_checksums_are_waited_for(
 
     monkeypatch.setattr(sources._HashedFile, "advance", slowly)
     calls: list[tuple[int, int, str]] = []
-    convert_with(
-        NumpyQuantizers(), folder, tmp_path / "x.l2q", progress=lambda *call: calls.append(call)
-    )
+    convert(folder, tmp_path / "x.l2q", progress=lambda *call: calls.append(call))
     total = calls[-1][1]
     assert (total, total, "checking tokenizer.model (99 % of the source)") in calls
     assert calls[-1] == (total, total, "")

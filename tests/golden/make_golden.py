@@ -32,7 +32,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         mini = {quant: Path(temporary) / f"{quant}.l2q" for quant in RECIPES}
         for quant, path in mini.items():
-            llama2q.convert(MINI, path, quant=quant, group_size=RECIPES[quant])
+            method = "rtn" if quant == "int4" else None
+            llama2q.convert(MINI, path, quant=quant, group_size=RECIPES[quant], method=method)
         write_golden(folder / "steps.golden", steps.cases(mini))
 
 

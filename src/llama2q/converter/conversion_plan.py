@@ -14,6 +14,7 @@ from llama2q.converter.converter import bits_per_weight
 from llama2q.converter.costs import METHODS, Cost, Work
 from llama2q.converter.gguf_cost import gguf_cost
 from llama2q.converter.job import Job, Options, open_job
+from llama2q.converter.lora import MergedCheckpoint
 from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
 from llama2q.errors import Llama2qError
@@ -215,6 +216,7 @@ def _cost(
         share_left=1 - finished / outline.data_bytes,
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
+        merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, MergedCheckpoint) else 0,
         rates=probe(() if job.gguf else matrices, checkpoint.dtype, largest, _core, n_threads),
     )
     if job.gguf is not None:

@@ -50,6 +50,8 @@ class Work:
         How much of the file is still to be made, 0 to 1.
     n_threads, n_cpus : int
         Threads of the quantizers, and CPUs that the process may use.
+    merged_terms : int
+        Products of an adapter that are added to weights.
     rates : Rates
         Of this machine.
     """
@@ -62,6 +64,7 @@ class Work:
     share_left: float
     n_threads: int
     n_cpus: int
+    merged_terms: int
     rates: Rates
 
 
@@ -85,7 +88,9 @@ def rtn_cost(work: Work) -> Cost:
     checks their CRC-32. The slowest decides, or the CPUs that they share, or the disk. How fast the
     disk writes is not known; a file is written while the next matrices are encoded.
     """
-    encode = sum(matrix.n_weights / work.rates.weights[kind_of(matrix)] for matrix in work.matrices)
+    rates = work.rates
+    encode = sum(matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices)
+    encode += work.merged_terms / rates.merged_terms
     return Cost(OVERHEAD_BYTES + max(held_bytes(work)), seconds_of(work, encode))
 
 

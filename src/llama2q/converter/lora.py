@@ -19,7 +19,7 @@ from llama2q.converter.forms import Checkpoint
 from llama2q.converter.hf_tensors import heads_of, unpermute
 from llama2q.converter.json_file import shown
 from llama2q.converter.lora_adapter import LoraAdapter, Update, finite_array
-from llama2q.converter.lora_merge import merge
+from llama2q.converter.lora_merge import merge, merging_bytes
 from llama2q.converter.mapped_tensor import MappedTensor
 from llama2q.errors import QuantizationError, UnsupportedAdapterError
 
@@ -174,14 +174,24 @@ class MergedCheckpoint(Closing):
     def reading_bytes(self, name: str) -> int:
         """Return the most memory that a tensor takes while it is read and checked, in bytes.
 
-        Beside the base's pages lie the merged matrix and the adapter's factors in float64.
+        What the checkpoint takes for it, and for a tensor that is changed the adapter's pages, the
+        factors in float64, and the result.
         """
         update = self._updates.get(name)
         if update is None:
             return self._base.reading_bytes(name)
-        merged = 4 * math.prod(self.shapes[name])
-        adapter = 3 * sum(tensor.nbytes for tensor in update.tensors)
-        return self._base.reading_bytes(name) + merged + adapter
+        shape = self.shapes[name]
+        dtype = self.dtype if self.rounded and len(shape) == 2 else "f32"
+        merging = merging_bytes(shape, update.rank, dtype, self.n_threads)
+        return self._base.reading_bytes(name) + update.reading_bytes + merging
+
+    def merged_terms(self) -> int:
+        """Return how many products are added to the weights, over all tensors."""
+        return sum(
+            math.prod(self.shapes[name]) * update.low_rank.rank
+            for name, update in self._updates.items()
+            if update.low_rank is not None
+        )
 
     def release(self, name: str) -> None:
         """Give a tensor's mapped pages back to the kernel; it can still be read again."""

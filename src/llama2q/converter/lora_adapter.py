@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,17 @@ class Update:
         """The adapter's tensors that are used."""
         pair = () if self.low_rank is None else (self.low_rank.a, self.low_rank.b)
         return pair if self.whole is None else (self.whole, *pair)
+
+    @property
+    def rank(self) -> int:
+        """Terms of the product that is added; 0 without one."""
+        return 0 if self.low_rank is None else self.low_rank.rank
+
+    @property
+    def reading_bytes(self) -> int:
+        """The most memory that the adapter's tensors take: pages, and what checks and widens."""
+        n_elements = sum(math.prod(tensor.shape) for tensor in self.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors) + 9 * n_elements
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,6 +62,17 @@ def merge(
     _for_each(panel, range(0, len(weights), step), n_threads)
     merged.flags.writeable = False
     return merged
+
+
+def merging_bytes(shape: tuple[int, ...], rank: int, dtype: str, n_threads: int) -> int:
+    """Return the most memory that `merge` and its factors take, in bytes.
+
+    The result; the factors in float64, four times while they are made (widened, scaled, in another
+    order, for an embedding table transposed); six arrays of a panel in each thread.
+    """
+    factors = 4 * 8 * rank * sum(shape)
+    panel = max(_PANEL_BYTES, 8 * math.prod(shape[1:]))
+    return math.prod(shape) * NUMPY_DTYPES[dtype].itemsize + factors + 6 * n_threads * panel
 
 
 def narrow(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama2q import _core
 from llama2q.converter.encode import Quantizers, encode_matrix
+from llama2q.converter.lora_merge import merge
 from llama2q.format.layout import MatrixSpec
 
 Kind = tuple[str, bool]
 """What the speed of encoding depends on: the stored type in words, and whether it is a table."""
 
 _SAMPLE_SHAPE = (512, 4096)
+_TERMS = 2
 _READ_BYTES = 4 * 1024 * 1024
 _READ_PIECES = 16
 _READ_SECONDS = 0.15
@@ -33,6 +36,8 @@ class Rates:
     ----------
     weights : dict of Kind to float
         Weights that all threads together encode in a second.
+    merged_terms : float
+        Products of an adapter that all threads together add to weights in a second.
     sha256, md5, crc32, copy : float
         Bytes that one thread hashes, or copies to fresh memory, in a second.
     read : float
@@ -40,6 +45,7 @@ class Rates:
     """
 
     weights: dict[Kind, float]
+    merged_terms: float
     sha256: float
     md5: float
     crc32: float
@@ -74,6 +80,8 @@ def probe(
     """
     sample = _sample(dtype)
     data = sample.data.cast("B")
+    factors = np.ones((sample.shape[0], _TERMS)), np.ones((_TERMS, sample.shape[1]))
+    threads = n_threads or _core.default_threads()
     weights = {}
     for kind, matrix in {kind_of(matrix): matrix for matrix in matrices}.items():
         rows, cols = sample.shape
@@ -90,6 +98,9 @@ def probe(
         weights[kind] = sample.size / _seconds(encode)
     return Rates(
         weights=weights,
+        merged_terms=_TERMS
+        * sample.size
+        / _seconds(lambda: merge(sample, factors, "f32", threads)),
         sha256=data.nbytes / _seconds(lambda: hashlib.sha256(data)),
         md5=data.nbytes / _seconds(lambda: hashlib.md5(data, usedforsecurity=False)),
         crc32=data.nbytes / _seconds(lambda: zlib.crc32(data)),

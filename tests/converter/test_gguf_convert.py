@@ -477,7 +477,8 @@ def test_meta_tensors_are_all_named(mini_checkpoint: Path, tmp_path: Path) -> No
     path = gguf_file(tmp_path / "mini.gguf", mini_checkpoint, Kind.Q8_0)
     report = llama2q.convert(path, tmp_path / "x.l2q")
     assert [tensor.name for tensor in report.tensors] == list(read_meta(mini_checkpoint)[0])
-    assert llama2q.convert(mini_checkpoint, tmp_path / "y.l2q").tensors == ()
+    other = llama2q.convert(mini_checkpoint, tmp_path / "y.l2q", method="rtn")
+    assert other.tensors == ()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 
 from llama2q import _core, memory
 from llama2q.config import ModelConfig
+from llama2q.converter.calibration_cost import CalibrationRates
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
-from llama2q.converter.costs import METHODS, Cost, Work
+from llama2q.converter.costs import METHODS, CalibrationWork, Cost, Work
 from llama2q.converter.gguf_cost import gguf_cost
 from llama2q.converter.job import Job, Options, open_job
 from llama2q.converter.lora import MergedCheckpoint
@@ -19,7 +20,7 @@ from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
 from llama2q.errors import Llama2qError
 from llama2q.format.journal import Journal
-from llama2q.format.layout import MatrixSpec, model_parts
+from llama2q.format.layout import LAYER_MATRICES, MatrixSpec, model_parts
 from llama2q.format.outline import (
     Outline,
     check_disk_room,
@@ -207,6 +208,7 @@ def _cost(
     matrices = tuple(part for part in parts if isinstance(part, MatrixSpec))
     largest = max(job.sources, key=lambda path: path.stat().st_size)
     listed = read_checklists(checkpoint.folder, job.sources) if verify_checksums else {}
+    probed = () if job.gguf else matrices  # its matrices are measured in `gguf_cost`
     work = Work(
         checkpoint=checkpoint,
         matrices=matrices,
@@ -217,11 +219,23 @@ def _cost(
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
         merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, MergedCheckpoint) else 0,
-        rates=probe(() if job.gguf else matrices, checkpoint.dtype, largest, _core, n_threads),
+        rates=probe(probed, checkpoint.dtype, largest, _core, n_threads, job.recipe.method),
+        calibration=_calibration_work(job, n_threads or _core.default_threads()),
     )
     if job.gguf is not None:
         return gguf_cost(job.gguf, work, _core)
     return METHODS[job.recipe.method](work)
+
+
+def _calibration_work(job: Job, n_threads: int) -> CalibrationWork | None:
+    if job.calibration is None:
+        return None
+    stored = job.recipe.tensors[f"layers.0.{LAYER_MATRICES[0]}"]
+    return CalibrationWork(
+        method=job.recipe.method,
+        n_tokens=sum(map(len, job.calibration.windows)),
+        rates=CalibrationRates.measure(stored, n_threads),
+    )
 
 
 def _obstacles(path: Path, outline: Outline, *, overwrite: bool) -> tuple[str, ...]:

@@ -6,6 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from llama2q.converter.calibration_cost import (
+    CalibrationRates,
+    calibrated_bytes,
+    calibrated_seconds,
+    gptq_bytes,
+    gptq_seconds,
+)
 from llama2q.converter.forms import Checkpoint
 from llama2q.converter.probe import Rates, kind_of
 from llama2q.format.layout import MatrixSpec
@@ -33,6 +40,15 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationWork:
+    """What a calibration runs, and how fast this machine does it."""
+
+    method: str
+    n_tokens: int
+    rates: CalibrationRates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """A conversion as far as its cost depends on it.
 
@@ -54,6 +70,8 @@ class Work:
         Products of an adapter that are added to weights.
     rates : Rates
         Of this machine.
+    calibration : CalibrationWork or None
+        Where the method runs a text through the model.
     """
 
     checkpoint: Checkpoint
@@ -66,6 +84,7 @@ class Work:
     n_cpus: int
     merged_terms: int
     rates: Rates
+    calibration: CalibrationWork | None
 
 
 class MethodCost(Protocol):
@@ -121,11 +140,26 @@ def held_bytes(work: Work) -> Iterator[int]:
         yield source + (0 if is_streamed else sum(spec.nbytes for spec in matrix.tensors()))
 
 
+def calibrated_cost(work: Work) -> Cost:
+    """Return the cost of running a text through the model beside rounding it."""
+    config, calibration = work.checkpoint.config, work.calibration
+    if calibration is None:
+        return rtn_cost(work)
+    rounding = rtn_cost(work)
+    if calibration.method == "gptq":
+        memory = gptq_bytes(config, calibration.n_tokens, work.n_threads)
+        seconds = gptq_seconds(config, calibration.n_tokens, calibration.rates)
+    else:
+        memory = calibrated_bytes(config, calibration.n_tokens)
+        seconds = calibrated_seconds(config, calibration.n_tokens, calibration.rates)
+    return Cost(rounding.memory_bytes + memory, rounding.seconds + work.share_left * seconds)
+
+
 METHODS: dict[str, MethodCost] = {
     "none": rtn_cost,
     "rtn": rtn_cost,
     "search": rtn_cost,
-    "calibrated": rtn_cost,
-    "gptq": rtn_cost,
+    "calibrated": calibrated_cost,
+    "gptq": calibrated_cost,
 }
 """The cost of each method, by the name that a recipe has for it."""

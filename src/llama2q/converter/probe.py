@@ -64,6 +64,7 @@ def probe(
     largest: Path,
     quantizers: Quantizers,
     n_threads: int | None,
+    method: str = "rtn",
 ) -> Rates:
     """Measure on weights of the checkpoint's dtype; takes some 0.3 seconds.
 
@@ -77,6 +78,8 @@ def probe(
         The largest source file: pieces of it are read.
     quantizers : Quantizers
     n_threads : int or None
+    method : str
+        The recipe's.
     """
     sample = _sample(dtype)
     data = sample.data.cast("B")
@@ -89,7 +92,7 @@ def probe(
 
         def encode(small: MatrixSpec = small) -> None:
             parts = encode_matrix(
-                small, lambda name: sample, lambda name: None, quantizers, n_threads
+                small, lambda name: sample, lambda name: None, quantizers, n_threads, method
             )
             for chunks in parts:
                 for _ in chunks:

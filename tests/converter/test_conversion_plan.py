@@ -33,9 +33,11 @@ def test_sizes_are_exact(
     mini_checkpoint: Path, tmp_path: Path, quant: str, group_size: int
 ) -> None:
     path = tmp_path / "x.l2q"
-    plan = llama2q.plan_conversion(mini_checkpoint, path, quant=quant, group_size=group_size)
+    method = "search" if quant == "int4" else None
+    arguments = {"quant": quant, "group_size": group_size, "method": method}
+    plan = llama2q.plan_conversion(mini_checkpoint, path, **arguments)
     assert list(tmp_path.iterdir()) == []
-    report = llama2q.convert(mini_checkpoint, path, quant=quant, group_size=group_size)
+    report = llama2q.convert(mini_checkpoint, path, **arguments)
     assert plan.output_bytes == report.output_bytes == path.stat().st_size
     assert plan.input_bytes == report.input_bytes
     assert plan.bits_per_weight == report.bits_per_weight
@@ -50,8 +52,9 @@ def test_shards_and_other_forms(
     make: Make, split_small: Callable[[int], Path], tmp_path: Path
 ) -> None:
     for source in (split_small(2), hf_folder(tmp_path / "hf", make())):
-        plan = llama2q.plan_conversion(source, tmp_path / "x.l2q", group_size=32)
-        report = llama2q.convert(source, tmp_path / "x.l2q", group_size=32, overwrite=True)
+        path = tmp_path / "x.l2q"
+        plan = llama2q.plan_conversion(source, path, group_size=32, method="rtn")
+        report = llama2q.convert(source, path, group_size=32, method="rtn", overwrite=True)
         assert plan.output_bytes == report.output_bytes
         assert plan.notes == report.notes
 
@@ -110,9 +113,9 @@ def test_an_interrupted_conversion(mini_checkpoint: Path, tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        llama2q.convert(folder, path, progress=stop)
+        llama2q.convert(folder, path, method="rtn", progress=stop)
     files = {child.name: child.stat().st_size for child in tmp_path.iterdir() if child.is_file()}
-    plan = llama2q.plan_conversion(folder, path)
+    plan = llama2q.plan_conversion(folder, path, method="rtn")
     assert plan.finished_bytes == started[-1][0] > 0
     assert "goes on after" in str(plan)
     assert files == {
@@ -131,11 +134,23 @@ _MARGIN = 40 * 2**20
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts pages as Linux does")
 @pytest.mark.parametrize(
-    ("n_shards", "quant", "lora"),
-    [(1, "int4", False), (1, "none", False), (4, "int8", False), (1, "int4", True)],
+    ("n_shards", "quant", "method", "lora"),
+    [
+        (1, "int4", "search", False),
+        (1, "none", None, False),
+        (4, "int8", None, False),
+        (1, "int4", "rtn", True),
+        pytest.param(1, "int4", "calibrated", False, marks=pytest.mark.slow),
+        pytest.param(1, "int4", "gptq", False, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_a_bound(
-    mini_checkpoint: Path, tmp_path: Path, n_shards: int, quant: str, lora: bool
+    mini_checkpoint: Path,
+    tmp_path: Path,
+    n_shards: int,
+    quant: str,
+    method: str | None,
+    lora: bool,
 ) -> None:
     """The peak of a process that converts: at most the bound, and near to it."""
     source, path, adapter = tmp_path / "wide", tmp_path / "x.l2q", tmp_path / "adapter"
@@ -149,11 +164,11 @@ def test_memory_is_a_bound(
             write_adapter(adapter, low_rank(WIDE.config, modules, 2), r=2, target_modules=targets)
         ]
     plan = llama2q.plan_conversion(
-        source, path, quant=quant, lora=adapter if lora else None, n_threads=2
+        source, path, quant=quant, method=method, lora=adapter if lora else None, n_threads=2
     )
     probe = Path(__file__).with_name("memory_of_conversion.py")
-    command = [sys.executable, probe, source, path, quant, *adapters]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    command = [sys.executable, probe, source, path, quant, method or "", *adapters]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=600)
     grown = int(done.stdout)
     assert grown <= plan.memory_bytes <= grown + _MARGIN
 
@@ -222,7 +237,7 @@ def test_the_method_decides(
     mini_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "rtn", lambda work: Cost(123, 4567.0))
-    plan = llama2q.plan_conversion(mini_checkpoint, tmp_path / "x.l2q")
+    plan = llama2q.plan_conversion(mini_checkpoint, tmp_path / "x.l2q", method="rtn")
     assert (plan.memory_bytes, plan.seconds) == (123, 4567.0)
     assert "about 76 minutes" in str(plan)
 

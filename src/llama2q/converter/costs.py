@@ -84,7 +84,7 @@ class Work:
     n_cpus: int
     merged_terms: int
     rates: Rates
-    calibration: CalibrationWork | None
+    calibration: CalibrationWork | None = None
 
 
 class MethodCost(Protocol):

@@ -14,7 +14,11 @@ class InvalidArgumentError(Llama2qError, ValueError):
     """An argument has a wrong type, shape, stride or value."""
 
 
-# --- checkpoints (Meta's download, Hugging Face's folders) -----------------------------------
+class MissingPackageError(Llama2qError, ImportError):
+    """An optional package is needed; the message says how to install it."""
+
+
+# --- checkpoints (Meta's download, Hugging Face's folders, GGUF files) ------------------------
 
 
 class CheckpointError(Llama2qError):
@@ -42,7 +46,7 @@ class TruncatedShardError(CheckpointError):
 
 
 class ShardFormatError(CheckpointError):
-    """A file of the weights is not the zip archive or safetensors file that it should be."""
+    """A file of the weights is not the zip archive, safetensors or GGUF file it should be."""
 
 
 class CorruptShardError(CheckpointError):
@@ -50,7 +54,7 @@ class CorruptShardError(CheckpointError):
 
 
 class ChecksumError(CheckpointError):
-    """A file has not the MD5 in the checklist, or the SHA-256 by which the hub's cache names it."""
+    """A file has not the MD5 in the checklist, or the SHA-256 by which a cache names it."""
 
 
 class ChecklistError(CheckpointError):
@@ -62,7 +66,7 @@ class UnsafePickleError(CheckpointError):
 
 
 class ParamsError(CheckpointError):
-    """`params.json` or `config.json` is absent, unreadable, or disagrees with the tensors."""
+    """Hyperparameters are absent, unreadable, or disagree with the tensors."""
 
 
 class UnsupportedModelError(CheckpointError):

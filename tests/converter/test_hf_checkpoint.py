@@ -362,7 +362,7 @@ def test_the_hubs_cache(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     damaged = bytearray(blob.read_bytes())
     damaged[-2] ^= 1
     blob.write_bytes(damaged)
-    with pytest.raises(ChecksumError, match=r"its blob in Hugging Face's cache is named"):
+    with pytest.raises(ChecksumError, match=r"its blob in the cache is named"):
         llama2q.convert(snapshot, tmp_path / "x.l2q", n_threads=1, method="rtn")
     assert not (tmp_path / "x.l2q").exists()
     llama2q.convert(snapshot, tmp_path / "x.l2q", n_threads=1, verify_checksums=False, method="rtn")

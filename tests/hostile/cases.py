@@ -11,11 +11,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hostile import archives, folders, hugging_face, params, pickles, tensors
+from hostile import archives, folders, gguf, hugging_face, params, pickles, tensors
 from hostile.bench import Bench, CannotMakeError, Case
 
 CASES: dict[str, Case] = {}
-for _module in (pickles, archives, tensors, params, folders, hugging_face):
+for _module in (pickles, archives, tensors, params, folders, hugging_face, gguf):
     for _name, _case in _module.CASES.items():
         if _name in CASES:
             raise ValueError(f"two cases are named {_name}")

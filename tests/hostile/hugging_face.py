@@ -261,7 +261,7 @@ def wrong_blob(folder: Path) -> None:
         raise CannotMakeError("no symbolic links here") from error
 
 
-add("blob-of-another-hash", ChecksumError, "its blob in Hugging Face's cache is named 0000",
+add("blob-of-another-hash", ChecksumError, "its blob in the cache is named 0000",
     wrong_blob)  # fmt: skip
 
 # --- config.json ------------------------------------------------------------------------------

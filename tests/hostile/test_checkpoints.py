@@ -124,7 +124,8 @@ SAMPLE = (
     "call-os-system-then-tensors-protocol-2", "bomb-marks", "zip-encrypted", "cut-at-50-percent",
     "number-bf16-nan-norm", "params-huge", "params-escapes", "tokenizer-noise", "folder-of-models",
     "folder-shard-is-a-pipe", "name-control-characters", "shards-swapped",
-    "hf-index-parent", "hf-config-escapes", "hf-overlap",
+    "hf-index-parent", "hf-config-escapes", "hf-overlap", "gguf-43-bytes",
+    "gguf-experts",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,10 @@ from llama2q.cli.console import ProgressBar, exit_codes, gigabytes, note, print_
 
 if TYPE_CHECKING:
     from llama2q.converter.conversion_plan import ConversionPlan
+    from llama2q.converter.gguf_encode import TensorReport
+
+_PLAIN = ("F32", "F16", "BF16")
+"""Types of a GGUF file whose weights were not rounded to codes."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -55,18 +60,29 @@ class ChatTemplate(StrEnum):
 def convert(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Meta's download, or a Hugging Face folder of a Llama."),
+        typer.Argument(
+            metavar="DIR",
+            help="Meta's download, a Hugging Face folder of a Llama, or a GGUF file of one.",
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .l2q file to write.")
     ] = None,
-    quant: Annotated[Quant, typer.Option(help="none keeps the checkpoint's own numbers.")] = (
-        Quant.int4
-    ),
-    group_size: Annotated[int, typer.Option(help="Weights per scale: 32, 64 or 128.")] = 64,
-    grid: Annotated[Grid, typer.Option(help="Values that an int4 code can take.")] = (
-        Grid.nonuniform
-    ),
+    quant: Annotated[
+        Quant | None,
+        typer.Option(
+            help="none keeps the checkpoint's own numbers. [default: int4; what a quantized GGUF "
+            "file has]"
+        ),
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights per scale: 32, 64 or 128. [default: 64; 32 for such a file]"),
+    ] = None,
+    grid: Annotated[
+        Grid | None,
+        typer.Option(help="Values that an int4 code can take. [default: nonuniform]"),
+    ] = None,
     method: Annotated[
         Method | None,
         typer.Option(
@@ -105,15 +121,15 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr.")] = False,
 ) -> None:
-    """Convert a Llama 2 checkpoint, Meta's form or Hugging Face's, to one .l2q file."""
+    """Convert a Llama 2 checkpoint (Meta's form, Hugging Face's, GGUF) to one .l2q file."""
     set_up(verbose)
     with exit_codes():
         import llama2q
 
         arguments: dict[str, Any] = {
-            "quant": quant.value,
+            "quant": None if quant is None else quant.value,
             "group_size": group_size,
-            "grid": grid.value,
+            "grid": None if grid is None else grid.value,
             "method": _method(method, fast=fast),
             "calibration_text": calibration_text,
             "chat_template": None if chat_template is None else chat_template.value,
@@ -143,7 +159,7 @@ def convert(
             f"{report.bits_per_weight:.2f} bits a weight, {report.seconds:.1f} s"
             + (f"; {report.n_checksums} checksums right" if report.n_checksums else "")
         )
-        for text in report.notes:
+        for text in (*report.notes, *describe_tensors(report.tensors)):
             note(text)
         if report.notes:
             note(f"chat template: {report.template}")
@@ -155,6 +171,29 @@ def _method(method: Method | None, *, fast: bool) -> str | None:
     if fast and method not in (None, Method.search):
         raise typer.BadParameter(f"--fast is --method search; it contradicts --method {method}")
     return Method.search.value if fast else None if method is None else method.value
+
+
+def describe_tensors(tensors: Sequence[TensorReport]) -> list[str]:
+    """Say how many tensors are exactly those of the source, and what rounding cost the others."""
+    if not tensors:
+        return []
+    rounded: dict[str, list[TensorReport]] = {}
+    for tensor in tensors:
+        if not tensor.exact:
+            rounded.setdefault(f"{tensor.source} -> {tensor.stored}", []).append(tensor)
+    n_exact = sum(tensor.exact for tensor in tensors)
+    lines = [f"{n_exact} of {len(tensors)} tensors are exactly those of the file"]
+    for kinds, group in rounded.items():
+        errors = [tensor.error for tensor in group if tensor.error is not None]
+        size = f"{max(errors):.2%} of their size at most" if errors else "not measured"
+        names = f"{group[0].name}, ..." if len(group) > 1 else group[0].name
+        lines.append(f"rounded: {len(group)} {kinds}, error (RMS) {size} ({names})")
+    if any(not tensor.exact and tensor.source not in _PLAIN for tensor in tensors):
+        lines.append(
+            "weights that were rounded before lose a little more each time: the best file comes "
+            "from the original weights; --quant int8 keeps more"
+        )
+    return lines
 
 
 def show_plan(plan: ConversionPlan, *, json: bool) -> None:

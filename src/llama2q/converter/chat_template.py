@@ -61,7 +61,7 @@ def read_template_text(beside: Mapping[str, Path]) -> str | None:
     if "chat_template.jinja" in beside:
         with beside["chat_template.jinja"].open("rb") as file:
             data = file.read(MAX_TEMPLATE_BYTES + 1)
-        return _checked(data.decode("utf-8", "replace"), "chat_template.jinja")
+        return checked_template(data.decode("utf-8", "replace"), "chat_template.jinja")
     if "tokenizer_config.json" not in beside:
         return None
     path = beside["tokenizer_config.json"]
@@ -74,7 +74,22 @@ def read_template_text(beside: Mapping[str, Path]) -> str | None:
         raise ChatTemplateError(
             f"tokenizer_config.json: chat_template is no text ({shown(found)}); {_SAY}"
         )
-    return None if found is None else _checked(found, "tokenizer_config.json")
+    return None if found is None else checked_template(found, "tokenizer_config.json")
+
+
+def checked_template(text: str, where: str) -> str:
+    """Return a template's text, found in the file `where`.
+
+    Raises
+    ------
+    ChatTemplateError
+        It is too large.
+    """
+    if len(text) > MAX_TEMPLATE_BYTES:
+        raise ChatTemplateError(
+            f"{where}: the chat template has over {MAX_TEMPLATE_BYTES} bytes; {_SAY}"
+        )
+    return text
 
 
 def detect_template(name: str, text: str | None) -> str:
@@ -123,11 +138,3 @@ def _default_of(entries: list[Any]) -> Any:
     ]
     chosen = [entry for entry in texts if entry.get("name") == "default"] or texts
     return chosen[0]["template"] if chosen else entries
-
-
-def _checked(text: str, where: str) -> str:
-    if len(text) > MAX_TEMPLATE_BYTES:
-        raise ChatTemplateError(
-            f"{where}: the chat template has over {MAX_TEMPLATE_BYTES} bytes; {_SAY}"
-        )
-    return text

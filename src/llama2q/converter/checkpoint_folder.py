@@ -133,10 +133,10 @@ def _find_tokenizer(path: Path) -> Path:
     )
 
 
-def find_licences(path: Path) -> tuple[Path, ...]:
-    """List licence files beside the shards and one folder up; those beside win by name."""
+def find_licences(path: Path, *, above: bool = True) -> tuple[Path, ...]:
+    """List licence files beside the weights and, if asked, one folder up; those beside win."""
     found: dict[str, Path] = {}
-    for place in (path.parent, path):
+    for place in (path.parent, path) if above else (path,):
         for child in place.iterdir():
             if child.name.startswith("LICENSE") or child.name == "USE_POLICY.md":
                 if child.is_file() and child.stat().st_size <= MAX_LICENCE_BYTES:

@@ -13,10 +13,11 @@ from llama2q.converter.calibration_cost import calibrated_cost, gptq_cost
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.converter import bits_per_weight
 from llama2q.converter.costs import Cost, MethodCost, Work, rtn_cost
+from llama2q.converter.gguf_cost import gguf_cost
 from llama2q.converter.job import Job, Options, open_job
-from llama2q.converter.lora import MergedCheckpoint
 from llama2q.converter.probe import probe
 from llama2q.converter.sources import fingerprint
+from llama2q.converter.wrapped import WrappedCheckpoint
 from llama2q.errors import Llama2qError
 from llama2q.format.journal import Journal
 from llama2q.format.layout import MatrixSpec, model_parts
@@ -132,9 +133,9 @@ def plan_conversion(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None = None,
     *,
-    quant: str = "int4",
-    group_size: int = 64,
-    grid: str = "nonuniform",
+    quant: str | None = None,
+    group_size: int | None = None,
+    grid: str | None = None,
     method: str | None = None,
     calibration_text: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
@@ -216,6 +217,7 @@ def _cost(
     matrices = tuple(part for part in parts if isinstance(part, MatrixSpec))
     largest = max(job.sources, key=lambda path: path.stat().st_size)
     listed = read_checklists(checkpoint.folder, job.sources) if verify_checksums else {}
+    probed = () if job.gguf else matrices  # its matrices are measured in `gguf_cost`
     work = Work(
         checkpoint=checkpoint,
         matrices=matrices,
@@ -225,11 +227,13 @@ def _cost(
         share_left=1 - finished / outline.data_bytes,
         n_threads=n_threads or _core.default_threads(),
         n_cpus=_core.usable_cpus(),
-        merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, MergedCheckpoint) else 0,
+        merged_terms=checkpoint.merged_terms() if isinstance(checkpoint, WrappedCheckpoint) else 0,
         method=job.recipe.method,
         n_tokens=0 if job.calibration is None else sum(map(len, job.calibration.windows)),
-        rates=probe(matrices, checkpoint.dtype, largest, _core, n_threads, job.recipe.method),
+        rates=probe(probed, checkpoint.dtype, largest, _core, n_threads, job.recipe.method),
     )
+    if job.gguf is not None:
+        return gguf_cost(job.gguf, work, _core)
     return METHODS[job.recipe.method](work)
 
 

@@ -18,6 +18,7 @@ from llama2q.config import ModelConfig
 from llama2q.converter.checked_source import CheckedSource
 from llama2q.converter.checklist import read_checklists
 from llama2q.converter.encode import Quantizers, alternating, encode_matrix
+from llama2q.converter.gguf_encode import GgufEncoder, TensorReport
 from llama2q.converter.hub_cache import blob_hashes
 from llama2q.converter.job import Job, Options, open_job
 from llama2q.converter.sources import SourceHasher, fingerprint
@@ -67,6 +68,8 @@ class ConvertReport:
         A reminder of Meta's terms where the model is, or may be, Meta's.
     notes : tuple of str
         What a user should know about how the checkpoint was read.
+    tensors : tuple of TensorReport
+        Of a GGUF file that is taken over: what each tensor was and is, and what that changed.
     """
 
     path: Path
@@ -82,15 +85,16 @@ class ConvertReport:
     n_checksums: int
     terms: str | None
     notes: tuple[str, ...]
+    tensors: tuple[TensorReport, ...] = ()
 
 
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str] | None = None,
     *,
-    quant: str = "int4",
-    group_size: int = 64,
-    grid: str = "nonuniform",
+    quant: str | None = None,
+    group_size: int | None = None,
+    grid: str | None = None,
     method: str | None = None,
     calibration_text: str | os.PathLike[str] | None = None,
     chat_template: str | None = None,
@@ -108,23 +112,28 @@ def convert(
     src : str or Path
         Folder in Meta's form (consolidated.NN.pth, params.json) or in Hugging Face's (config.json
         of a Llama model, model*.safetensors or pytorch_model*.bin); also a repository or snapshot
-        in Hugging Face's cache.
+        in Hugging Face's cache. Or a GGUF file, whatever its name, or a folder that holds one.
     dst : str or Path, optional
         File to write, or an existing folder; by default `<name of the model>-<quant>.l2q` in the
         current folder, where "none" appears as the checkpoint's dtype. The name of an adapter
         follows that of the model.
-    quant : {"int4", "int8", "none"}
-        "none" keeps the checkpoint's own numbers.
-    group_size : {32, 64, 128}
-        Columns per scale.
-    grid : {"nonuniform", "uniform"}
-        Values of the int4 codes.
+    quant : {"int4", "int8", "none"}, optional
+        "none" keeps the checkpoint's own numbers. By default int4; but of a GGUF file that is
+        quantized each tensor keeps its own codes where a file can hold them (Q4_0, IQ4_NL, Q8_0),
+        and its numbers where it has plain ones; other tensors are rounded anew, to int4 from 5
+        bits a weight or fewer, else to int8.
+    group_size : {32, 64, 128}, optional
+        Columns per scale; by default 64, or 32 for a GGUF file that is quantized.
+    grid : {"nonuniform", "uniform"}, optional
+        Values of the int4 codes; by default nonuniform, or what most of a GGUF file's codes have.
     method : {"gptq", "calibrated", "search", "rtn"}, optional
-        How int4 codes are chosen; "gptq" by default. "rtn" rounds to nearest. "search" tries scales
-        and keeps that with the least squared error. "calibrated" weighs the errors by the squares
-        of what a text gives each column. "gptq" hands each column's error on to the next ones, so
-        that the outputs for that text change least (Frantar et al. 2022), and lets each layer make
-        up for what the layers before it have lost. docs/quality.md: what each gains and costs.
+        How int4 codes are chosen; "gptq" by default, but "rtn" for what is rounded anew of a
+        quantized GGUF file: with another method all of it is. "rtn" rounds to nearest. "search"
+        tries scales and keeps that with the least squared error. "calibrated" weighs the errors by
+        the squares of what a text gives each column. "gptq" hands each column's error on to the
+        next ones, so that the outputs for that text change least (Frantar et al. 2022), and lets
+        each layer make up for what the layers before it have lost. docs/quality.md: what each gains
+        and costs.
     calibration_text : str or Path, optional
         UTF-8 text for "calibrated" and "gptq"; by default one that comes with the package. 10,240
         tokens of it are used; form feeds separate pieces that shall all be among them.
@@ -162,6 +171,8 @@ def convert(
         The model cannot be run, or the text not be read.
     ChecksumError, ChecklistError
         A file is not the one that the checklist names, or the list itself is unsound.
+    MissingPackageError
+        Types of a GGUF file need the package gguf.
     OutputExistsError, DiskSpaceError, OutputError, QuantizationError, InvalidArgumentError
         See `llama2q.errors`. No error leaves a file under the final name.
 
@@ -209,6 +220,7 @@ def convert_with(
     start = time.perf_counter()
     with open_job(src, dst, options or Options(), n_threads) as job:
         checkpoint, metadata, sources = job.checkpoint, job.metadata, job.sources
+        gguf = None if job.gguf is None else GgufEncoder(job.gguf, quantizers, n_threads)
         blobs = blob_hashes(sources) if verify_checksums else {}
         listed = read_checklists(checkpoint.folder, sources) if verify_checksums else {}
         with (
@@ -223,7 +235,7 @@ def convert_with(
             SourceHasher(sources, listed) as hasher,
             CheckedSource(checkpoint, hasher, listed, blobs) as source,
         ):
-            _write(writer, source, job, quantizers, progress, n_threads)
+            _write(writer, source, job, gguf, quantizers, progress, n_threads)
             model_id = writer.finish(source.finish(_waiting(progress, writer.data_bytes)))
     if progress is not None:
         progress(writer.data_bytes, writer.data_bytes, "")
@@ -241,6 +253,7 @@ def convert_with(
         n_checksums=len(listed) + len(blobs),
         terms=terms_of(metadata),
         notes=checkpoint.notes,
+        tensors=() if gguf is None else gguf.reports(job.recipe),
     )
 
 
@@ -261,6 +274,7 @@ def _write(
     writer: Writer,
     source: CheckedSource,
     job: Job,
+    gguf: GgufEncoder | None,
     quantizers: Quantizers,
     progress: Progress | None,
     n_threads: int | None,
@@ -278,6 +292,8 @@ def _write(
         source.follow(done / total)
 
     def encode(matrix: MatrixSpec) -> list[Chunks]:
+        if gguf is not None:
+            return gguf.encode(matrix)
         if calibrator is not None and matrix.stored.grid is not None:
             return alternating(calibrator.encode(matrix))
         return encode_matrix(

@@ -95,10 +95,15 @@ def rtn_cost(work: Work) -> Cost:
     disk writes is not known; a file is written while the next matrices are encoded.
     """
     rates = work.rates
-    encode = work.share_left * (
-        sum(matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices)
-        + work.merged_terms / rates.merged_terms
-    )
+    encode = sum(matrix.n_weights / rates.weights[kind_of(matrix)] for matrix in work.matrices)
+    encode += work.merged_terms / rates.merged_terms
+    return Cost(OVERHEAD_BYTES + max(held_bytes(work)), seconds_of(work, encode))
+
+
+def seconds_of(work: Work, encode: float) -> float:
+    """Return the time of a conversion whose matrices alone are encoded in `encode` seconds."""
+    rates = work.rates
+    encode *= work.share_left
     write = work.share_left * work.file_bytes * (1 / rates.sha256 + 2 / rates.copy)
     unlisted = work.input_bytes - work.listed_bytes
     hash_cpu = work.input_bytes / rates.sha256 + work.listed_bytes / rates.md5
@@ -106,16 +111,15 @@ def rtn_cost(work: Work) -> Cost:
     crc = work.share_left * unlisted / rates.crc32
     copies = (1 + work.share_left) * work.input_bytes / rates.copy  # read, and mapped
     cpu = encode * work.n_threads + write + hash_cpu + crc + copies
-    seconds = max(
+    return max(
         encode + write,
         hash_wall + work.input_bytes / rates.copy,
         cpu / work.n_cpus,
         work.input_bytes / rates.read,
     )
-    return Cost(OVERHEAD_BYTES + max(_held_bytes(work)), seconds)
 
 
-def _held_bytes(work: Work) -> Iterator[int]:
+def held_bytes(work: Work) -> Iterator[int]:
     """Yield what each matrix holds at its peak."""
     for matrix in work.matrices:
         source = max(work.checkpoint.reading_bytes(name) for name in matrix.sources)

@@ -109,18 +109,33 @@ def _named(
     n_threads: int | None,
 ) -> tuple[NDArray[Any], ...]:
     try:
-        return _encode(matrix, weights, quantizers, method, n_threads)
+        return encode_weights(matrix, weights, quantizers, method, n_threads)
     except (NonFiniteWeightError, QuantizationError) as error:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _encode(
+def encode_weights(
     matrix: MatrixSpec,
     weights: NDArray[Any],
     quantizers: Quantizers,
     method: str,
     n_threads: int | None,
 ) -> tuple[NDArray[Any], ...]:
+    """Encode rows of one source of a matrix as the matrix is stored; see `encode_matrix`.
+
+    Parameters
+    ----------
+    matrix : MatrixSpec
+    weights : float32, float16 or uint16 (bfloat16), (rows, cols)
+    quantizers : Quantizers
+    method : str
+    n_threads : int or None
+
+    Returns
+    -------
+    tuple of arrays
+        Codes and scales, or values in bands.
+    """
     stored = matrix.stored
     if stored.group_size is None:
         return (quantizers.pack_dense(weights, n_threads),)

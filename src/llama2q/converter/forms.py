@@ -1,4 +1,4 @@
-"""The forms that a checkpoint may have, told apart by what its folder holds."""
+"""The forms that a checkpoint may have, told apart by its first bytes or what its folder holds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from llama2q.config import ModelConfig
 from llama2q.converter.checkpoint import MetaCheckpoint, named_os_errors
 from llama2q.converter.checkpoint_folder import holds_shards
+from llama2q.converter.gguf_checkpoint import GgufCheckpoint
+from llama2q.converter.gguf_folder import gguf_in, is_gguf
 from llama2q.converter.hf_checkpoint import HfCheckpoint
 from llama2q.converter.hf_folder import is_hugging_face
 from llama2q.converter.hub_cache import snapshot_in
@@ -36,7 +38,7 @@ class Checkpoint(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of the matrices: "f32", "f16" or "bf16"."""
+        """Of the matrices: "f32", "f16" or "bf16"; of a GGUF file also "dense" or "quantized"."""
 
     @property
     def sources(self) -> list[Path]:
@@ -84,20 +86,28 @@ class Checkpoint(Protocol):
         """Close."""
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a checkpoint of any form; Meta's comes first where a folder holds two.
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint of any form; Meta's comes first where a folder holds two, GGUF last.
 
     Parameters
     ----------
-    folder : Path
-        The folder with the weights, or a repository's folder in Hugging Face's cache.
+    path : Path
+        The folder with the weights, or a repository's folder in Hugging Face's cache; or a GGUF
+        file.
 
     Raises
     ------
     CheckpointError, TokenizerError
-        See `MetaCheckpoint.open` and `HfCheckpoint.open`.
+        See `MetaCheckpoint.open`, `HfCheckpoint.open` and `GgufCheckpoint.open`.
     """
-    with named_os_errors(folder):
-        folder = snapshot_in(folder)
-        other = folder.is_dir() and not holds_shards(folder) and is_hugging_face(folder)
+    with named_os_errors(path):
+        if is_gguf(path):
+            return GgufCheckpoint.open(path)
+        folder = snapshot_in(path)
+        if not folder.is_dir() or holds_shards(folder):
+            return MetaCheckpoint.open(folder)
+        inside = gguf_in(folder)
+        if inside is not None:
+            return GgufCheckpoint.open(inside)
+        other = is_hugging_face(folder)
     return HfCheckpoint.open(folder) if other else MetaCheckpoint.open(folder)

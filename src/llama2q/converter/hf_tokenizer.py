@@ -3,19 +3,18 @@
 They become pieces of the model: control pieces, which text never turns into and which have no text,
 or, where the checkpoint says that they are ordinary text, user-defined ones. Rows that pad the
 embedding table become control pieces too, so that every row has its token.
-Source of the encoding: google/sentencepiece, `sentencepiece_model.proto`.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2q.converter.json_file import read_json_object, shown
+from llama2q.converter.sentencepiece_model import CONTROL, USER_DEFINED, piece_field
 from llama2q.errors import TokenizerError
 from llama2q.tokenizer import Tokenizer
 
@@ -24,8 +23,6 @@ MAX_PADDING_ROWS = 256
 """Rows without a token that a padded vocabulary may have."""
 MAX_TOKEN_BYTES = 1000
 
-_CONTROL, _USER_DEFINED = 3, 4
-"""ModelProto.SentencePiece.Type."""
 _ID = re.compile(r"[0-9]{1,9}")
 
 
@@ -205,16 +202,4 @@ def _piece(entry: AddedToken, token: int) -> bytes:
             f"the added token {shown(entry.text)} ({token}) is no text of 1 to {MAX_TOKEN_BYTES} "
             "bytes"
         )
-    kind = _CONTROL if entry.is_control else _USER_DEFINED
-    body = b"\x0a" + _varint(len(text)) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18"
-    body += _varint(kind)
-    return b"\x0a" + _varint(len(body)) + body
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return piece_field(text, 0.0, CONTROL if entry.is_control else USER_DEFINED)

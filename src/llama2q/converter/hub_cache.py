@@ -11,6 +11,7 @@ from llama2q.errors import CheckpointNotFoundError, ChecksumError
 _REPOSITORY = "models--"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_OLLAMA_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})")
 _MAX_REF_BYTES = 200
 
 
@@ -56,12 +57,17 @@ def snapshot_in(folder: Path) -> Path:
 
 
 def blob_hashes(paths: Iterable[Path]) -> dict[str, str]:
-    """List the files that are links to a blob named by its SHA-256: file name -> 64 hex digits."""
+    """List the files that a cache names by their SHA-256: file name -> 64 hex digits.
+
+    Hugging Face's are links to such a blob, ollama's are blobs themselves.
+    """
     hashes: dict[str, str] = {}
     for path in paths:
         blob = path.resolve()
         if path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
             hashes[path.name] = blob.name
+        elif match := _OLLAMA_BLOB.fullmatch(blob.name):
+            hashes[path.name] = match[1]
     return hashes
 
 
@@ -76,8 +82,8 @@ def check_blobs(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     for name, digits in expected.items():
         if found[name] != digits:
             raise ChecksumError(
-                f"{name} has the SHA-256 {found[name]}; its blob in Hugging Face's cache is named "
-                f"{digits}: the download is damaged, or the file was changed. Delete the blob and "
+                f"{name} has the SHA-256 {found[name]}; its blob in the cache is named {digits}: "
+                "the download is damaged, or the file was changed. Delete the blob and "
                 "download it again; if the change was on purpose, convert with --no-checksums "
                 "(verify_checksums=False)"
             )

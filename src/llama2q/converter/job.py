@@ -12,7 +12,10 @@ from llama2q.calibrate.calibration import Calibration
 from llama2q.converter.chat_template import stored_name
 from llama2q.converter.equalize import EqualizedCheckpoint
 from llama2q.converter.forms import Checkpoint, open_checkpoint
+from llama2q.converter.gguf_checkpoint import GgufCheckpoint
+from llama2q.converter.gguf_recipe import choose_recipe, is_taken_over
 from llama2q.converter.lora import with_adapter
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES
 from llama2q.errors import InvalidArgumentError
 from llama2q.format.metadata import Metadata, SourceFile
 from llama2q.format.recipe import CALIBRATED, Recipe, method_of
@@ -20,11 +23,11 @@ from llama2q.format.recipe import CALIBRATED, Recipe, method_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What is asked of a conversion; see `llama2q.convert`."""
+    """What is asked of a conversion; see `llama2q.convert`. None leaves it to the checkpoint."""
 
-    quant: str = "int4"
-    group_size: int = 64
-    grid: str = "nonuniform"
+    quant: str | None = None
+    group_size: int | None = None
+    grid: str | None = None
     method: str | None = None
     calibration_text: str | os.PathLike[str] | None = None
     chat_template: str | None = None
@@ -47,6 +50,8 @@ class Job:
         Every file that is read.
     calibration : Calibration or None
         What is run through the model, where the recipe's method asks for it.
+    gguf : GgufCheckpoint or None
+        The checkpoint, where its codes or numbers are taken over.
     """
 
     checkpoint: Checkpoint
@@ -54,6 +59,7 @@ class Job:
     metadata: Metadata
     sources: list[Path]
     calibration: Calibration | None
+    gguf: GgufCheckpoint | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -74,26 +80,25 @@ def open_job(
     n_threads: int | None,
 ) -> Iterator[Job]:
     """Open a checkpoint and derive the file to make of it; see `llama2q.convert`."""
-    quant, template = options.quant, options.chat_template
+    template = options.chat_template
     stored_template = None if template is None else stored_name(template)
-    method = method_of(quant, options.method)
     adapter = None if options.lora is None else Path(options.lora).expanduser()
     with (
         open_checkpoint(Path(src).expanduser()) as base,
-        with_adapter(base, adapter, rounded=quant == "none", n_threads=n_threads) as merged,
+        with_adapter(base, adapter, rounded=options.quant == "none", n_threads=n_threads) as merged,
     ):
-        checkpoint = merged if quant == "none" else EqualizedCheckpoint.of(merged)
-        calibration = _calibration(checkpoint, method, options.calibration_text)
-        recipe = Recipe.for_model(
-            checkpoint.config,
-            quant,
-            group_size=options.group_size,
-            grid=options.grid,
-            dtype=checkpoint.dtype,
-            method=options.method,
-            calibration="none" if calibration is None else calibration.description,
-        )
-        path = _output_path(checkpoint, dst, checkpoint.dtype if quant == "none" else quant)
+        if adapter is not None and base.dtype not in NUMPY_DTYPES:
+            raise InvalidArgumentError(
+                f"an adapter is merged into numbers of one type; the weights are {base.dtype}. "
+                "Take the unquantized model that they were made from"
+            )
+        checkpoint, gguf = merged, None
+        if is_taken_over(merged, options.quant, options.method):
+            gguf = merged
+        elif options.quant != "none":
+            checkpoint = EqualizedCheckpoint.of(merged)
+        recipe, calibration = _recipe(checkpoint, gguf, options)
+        path = _output_path(checkpoint, dst, recipe)
         sources = checkpoint.sources
         _refuse_source(path, sources)
         metadata = Metadata(
@@ -109,7 +114,33 @@ def open_job(
             metadata=metadata,
             sources=sources,
             calibration=calibration,
+            gguf=gguf,
         )
+
+
+def _recipe(
+    checkpoint: Checkpoint, gguf: GgufCheckpoint | None, options: Options
+) -> tuple[Recipe, Calibration | None]:
+    """Return the recipe, and what its method runs through the model."""
+    asked = {
+        name: value
+        for name in ("quant", "group_size", "grid")
+        if (value := getattr(options, name)) is not None
+    }
+    if gguf is not None:
+        method_of(options.quant or "int4", options.method)
+        _calibration(checkpoint, "rtn", options.calibration_text)
+        return choose_recipe(gguf, asked), None
+    method = method_of(options.quant or "int4", options.method)
+    calibration = _calibration(checkpoint, method, options.calibration_text)
+    recipe = Recipe.for_model(
+        checkpoint.config,
+        dtype=checkpoint.dtype,
+        method=options.method,
+        calibration="none" if calibration is None else calibration.description,
+        **asked,
+    )
+    return recipe, calibration
 
 
 def _calibration(
@@ -126,7 +157,10 @@ def _calibration(
     return None
 
 
-def _output_path(checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, kind: str) -> Path:
+def _output_path(
+    checkpoint: Checkpoint, dst: str | os.PathLike[str] | None, recipe: Recipe
+) -> Path:
+    kind = recipe.quant if recipe.is_quantized else checkpoint.dtype
     name = f"{checkpoint.name or 'model'}-{kind}.l2q"
     path = Path(name) if dst is None else Path(dst)
     return path / name if path.is_dir() else path

@@ -85,5 +85,9 @@ class WrappedCheckpoint(Closing):
         """Check a tensor's stored CRC-32, where the form has one."""
         self._base.check_crc(name, except_in)
 
+    def merged_terms(self) -> int:
+        """Return how many products of adapters are added to the weights, over all tensors."""
+        return self._base.merged_terms() if isinstance(self._base, WrappedCheckpoint) else 0
+
     def close(self) -> None:
         """Leave the checkpoint open."""

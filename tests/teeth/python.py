@@ -119,8 +119,8 @@ PYTHON = (
     fault(
         "MD5 sums not compared",
         "src/llama2q/converter/sources.py",
-        "listed.check(md5.hexdigest())",
-        "listed.check(listed.md5)",
+        "self._listed.check(self._md5.hexdigest())",
+        "self._listed.check(self._listed.md5)",
         "converter/test_convert_checksums.py::test_damage_is_found_by_md5_or_by_crc",
     ),
     fault(

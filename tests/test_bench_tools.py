@@ -20,6 +20,8 @@ import bench_peers
 import gguf_file
 import peers_report
 import q6_k
+from llama2q.errors import ExportError
+from llama2q.export.gguf import gguf_name
 from llama2q.format import L2qFile
 from llama2q.quant import grid_values, int4, int8
 from numpy_quantizers import SMALL
@@ -114,7 +116,7 @@ def test_gguf_holds_the_same_weights(convert_mini: Callable[..., Path], tmp_path
         for name in file.recipe.tensors:
             matrix = file.matrix(name)
             for source_name, weights in zip(matrix.sources, decoded(file, name), strict=True):
-                tensor = tensors[gguf_file._gguf_name(source_name)]
+                tensor = tensors[gguf_name(source_name)]
                 np.testing.assert_array_equal(dequantize(*tensor), weights, err_msg=source_name)
         norm = tensors["blk.1.ffn_norm.weight"]
         np.testing.assert_array_equal(
@@ -154,14 +156,11 @@ def test_q6_k_of_zeros_and_of_one_value() -> None:
     np.testing.assert_allclose(q6_k.decode(q6_k.encode(values)), values, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "recipe", [{"group_size": 64, "grid": "uniform"}, {"group_size": 32}, {"quant": "none"}]
-)
-def test_gguf_refuses_what_it_cannot_hold(
-    convert_mini: Callable[..., Path], tmp_path: Path, recipe: dict[str, Any]
+def test_an_output_matrix_that_q6_k_cannot_hold(
+    convert_mini: Callable[..., Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="--group-size 32 --grid uniform"):
-        gguf_file.export(convert_mini(**recipe), tmp_path / "x.gguf")
+    with pytest.raises(ExportError, match=r"output.weight of 256 columns cannot be Q6_K"):
+        gguf_file.export(convert_mini(quant="none"), tmp_path / "x.gguf", "q6_k")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,12 @@ and compares each with the former over a text (`llama2q.compare`). Prints a tabl
 plot. The converted files are temporary and removed; the disk must hold the unquantized one, one
 other and the logits of the tokens scored.
 
+With `--peers` llama.cpp is given the same weights (`llama2q.export_gguf`); what its quantizer makes
+runs in llama.cpp itself, with its own activations and a KV cache in f32, as the reference's, on the
+same windows and against the same reference: our unquantized model.
+
     python3 tools/quality.py ~/llama/llama-2-7b --text wiki.test.raw
+    python3 tools/quality.py ~/llama/llama-2-7b --text wiki.test.raw --peers
     python3 tools/quality.py ~/llama/llama-2-7b --text prose.txt --only "int4 64" --tokens 5000
 """
 
@@ -24,13 +29,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import llama2q
+import llama_cpp_peer
 from llama2q import Comparison, Llama2qError
 from llama2q.converter.forms import open_checkpoint
+from llama2q.converter.mapped_tensor import NUMPY_DTYPES
 from llama2q.errors import DiskSpaceError, InvalidArgumentError
 from llama2q.evaluate.compare import Reference
 from llama2q.evaluate.stored_logits import temp_folder
 from llama2q.format.layout import place, tensor_specs
-from llama2q.format.recipe import Recipe
+from llama2q.format.recipe import METHODS, Recipe
+from llama_cpp_importances import Importances, calibration_windows, importances
+from llama_cpp_peer import LlamaCpp, PeerFile, PeerType
 from machine import describe_machine
 from quality_report import QualityReport, QualityRow
 from wikitext import as_prose
@@ -66,21 +75,34 @@ class Variant:
 
 REFERENCE: Mapping[str, Any] = {"quant": "none"}
 GROUPS = (32, 64, 128)
+KV_OF = (64, "nonuniform", METHODS[0])
+"""The int4 file that is run with every type of the KV cache: the converter's default."""
+
+
+def _int4(grid: str, method: str) -> tuple[Variant, ...]:
+    """All groups of one grid and method."""
+    return tuple(
+        Variant(
+            f"int4 {n} {grid} {method}",
+            {"quant": "int4", "group_size": n, "grid": grid, "method": method},
+            f"int4 {grid} {method}",
+            (None, "f16", "int8") if (n, grid, method) == KV_OF else (None,),
+        )
+        for n in GROUPS
+    )
+
+
 VARIANTS: tuple[Variant, ...] = (
     Variant("none", REFERENCE, kv_dtypes=("f16", "int8")),
     *(Variant(f"int8 {n}", {"quant": "int8", "group_size": n}, "int8") for n in GROUPS),
-    *(
-        Variant(
-            f"int4 {n} {grid}",
-            {"quant": "int4", "group_size": n, "grid": grid},
-            f"int4 {grid}",
-            (None, "f16", "int8") if (n, grid) == (64, "nonuniform") else (None,),
-        )
-        for grid in ("uniform", "nonuniform")
-        for n in GROUPS
-    ),
+    *_int4("uniform", "rtn"),
+    *_int4("uniform", "gptq"),
+    *(variant for method in reversed(METHODS) for variant in _int4("nonuniform", method)),
 )
 """What is measured: a new recipe or grid is a line here."""
+
+PEER = "llama.cpp"
+"""Series of its points, and what its names begin with."""
 
 
 @dataclass(slots=True)
@@ -94,9 +116,10 @@ class Study:
     protocol: Literal["llama.cpp", "gptq"]
     n_threads: int | None
     report: QualityReport
+    with_importances: bool = False
     say: Callable[[str], None] = field(default=lambda text: None)
 
-    def check_disk(self, variants: Sequence[Variant]) -> None:
+    def check_disk(self, variants: Sequence[Variant], peers: Sequence[PeerType]) -> None:
         """Refuse to start without room for the files that exist at one time, and for the logits.
 
         Raises
@@ -113,12 +136,16 @@ class Study:
             recipe = Recipe.for_model(config, **known, dtype=dtype)
             return place(tensor_specs(config, recipe, tokenizer_bytes))[-1].end + _HEADER_BYTES
 
+        original = file_bytes(REFERENCE)
         others = [file_bytes(v.options) for v in variants if v.options != REFERENCE]
+        if peers:  # the exported file, and one that llama.cpp makes of it
+            widened = 4 // NUMPY_DTYPES[dtype].itemsize
+            others.append(original * (1 + max(widened if p.is_f32 else 1 for p in peers)))
         window = 512 if self.protocol == "llama.cpp" else 2048
         n_tokens = min(self.n_tokens + window, len(self.text.encode()))
         # The logits get half of what is free then, see Reference.
         logits = 2 * 4 * config.vocab_size * n_tokens
-        needs = {self.folder: file_bytes(REFERENCE) + max(others, default=0)}
+        needs = {self.folder: original + max(others, default=0)}
         temp = temp_folder()
         if temp.stat().st_dev == self.folder.stat().st_dev:
             needs[self.folder] += logits
@@ -133,7 +160,7 @@ class Study:
                     "--tokens"
                 )
 
-    def run(self, variants: Sequence[Variant]) -> None:
+    def run(self, variants: Sequence[Variant], peers: Sequence[PeerType]) -> None:
         """Measure all variants; what is done stands in the report at any time."""
         original = self._convert("none", REFERENCE)
         with Reference(
@@ -154,6 +181,31 @@ class Study:
                     self.say(_short(variant.name, result))
                 if not same:
                     path.unlink()
+            if peers:
+                self._run_peers(reference, original, peers)
+
+    def _run_peers(self, reference: Reference, original: Path, peers: Sequence[PeerType]) -> None:
+        """Have llama.cpp quantize and run the same weights."""
+        exported, path = (self.folder / name for name in ("exported.gguf", "peer.gguf"))
+        llama2q.export_gguf(original, exported)
+        runs: list[tuple[str, Importances | None, Sequence[PeerType]]] = [("", None, peers)]
+        if self.with_importances:
+            found = importances(exported, calibration_windows(original), self.n_threads)
+            runs.append((" imatrix", found, [p for p in peers if p.takes_importances]))
+        for suffix, weights, kinds in runs:
+            for kind in kinds:
+                name = f"{PEER} {kind.name}{suffix}"
+                llama_cpp_peer.quantize(exported, path, kind, self.n_threads, weights)
+                made = PeerFile.of(path)
+                result = reference.compare_with(
+                    made.model,
+                    lambda: LlamaCpp(path, reference.window, self.n_threads),
+                    progress=self._progress(name),
+                )
+                series = "" if kind.is_f32 else PEER + suffix
+                self.report.rows.append(QualityRow(name, series, result, made.types))
+                self.say(_short(name, result))
+                path.unlink()
 
     def _progress(self, name: str) -> Callable[[int, int], None]:
         """Say once a minute how far a comparison is."""
@@ -192,9 +244,14 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse_arguments(arguments)
-    variants = [v for v in VARIANTS if not chosen.only or any(o in v.name for o in chosen.only)]
+
+    def is_chosen(name: str) -> bool:
+        return not chosen.only or any(part in name for part in chosen.only)
+
+    variants = [variant for variant in VARIANTS if is_chosen(variant.name)]
+    peers = [p for p in llama_cpp_peer.TYPES if chosen.peers and is_chosen(f"{PEER} {p.name}")]
     try:
-        if not variants:
+        if not variants and not peers:
             names = ", ".join(v.name for v in VARIANTS)
             raise InvalidArgumentError(f"--only {chosen.only} leaves nothing of: {names}")
         text = chosen.text.read_bytes().decode("utf-8", "replace")
@@ -206,6 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
             text=chosen.text.name + (" as prose" if chosen.prose else ""),
             text_sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
+        if peers:
+            report.machine[PEER] = llama_cpp_peer.version()
         started = time.monotonic()
         with tempfile.TemporaryDirectory(dir=chosen.work or temp_folder()) as folder:
             study = Study(
@@ -216,11 +275,12 @@ def main(arguments: list[str] | None = None) -> int:
                 protocol=chosen.protocol,
                 n_threads=chosen.threads,
                 report=report,
+                with_importances=chosen.importances,
                 say=say,
             )
-            study.check_disk(variants)
+            study.check_disk(variants, peers)
             try:
-                study.run(variants)
+                study.run(variants, peers)
             except KeyboardInterrupt:
                 say("interrupted: what is missing was not measured")
         report.seconds = time.monotonic() - started
@@ -253,12 +313,24 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", type=lambda text: text.split(","), help='parts of names: "int8,int4 64"'
     )
+    packages = " ".join(llama_cpp_peer.PACKAGES)
+    parser.add_argument(
+        "--peers", action="store_true", help=f"llama.cpp, too (pip install {packages})"
+    )
+    parser.add_argument(
+        "--importances",
+        action="store_true",
+        help="with --peers: llama.cpp once more, with an importance matrix of the\n"
+        "text that llama2q calibrates with",
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--work", type=Path, help="folder for the converted files")
     parser.add_argument("--json", type=Path, help="write all figures")
     parser.add_argument("--plot", type=Path, help="write a plot (needs matplotlib)")
     parser.add_argument("--write", type=Path, help="put the table into this Markdown file")
     chosen = parser.parse_args(arguments)
+    if chosen.importances and not chosen.peers:
+        parser.error("--importances needs --peers")
     for name in ("tokens", "threads"):
         value = getattr(chosen, name)
         if value is not None and value < 1:

@@ -32,7 +32,7 @@ OLD_CPU = "Nehalem"
 """The oldest CPU that NumPy's wheels run on (x86-64-v2): SSE4.2, no AVX."""
 EVERY_ISA = ["scalar", "avx2", "avxvnni", "avx512vnni"]
 
-_TEST_NEEDS = ("hypothesis", "pytest", "pytest-timeout", "safetensors")
+_TEST_NEEDS = ("gguf", "hypothesis", "jinja2", "pytest", "pytest-timeout", "safetensors")
 _LEFT_OUT = (
     # They read the project's sources or compile them.
     "tests/test_teeth.py",

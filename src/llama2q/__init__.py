@@ -30,18 +30,24 @@ if TYPE_CHECKING:
     from llama2q.converter.converter import ConvertReport, convert
     from llama2q.evaluate.compare import compare
     from llama2q.evaluate.comparison import Comparison
+    from llama2q.export.gguf import export_gguf
+    from llama2q.export.mlx import export_mlx
+    from llama2q.export.report import ExportReport
 else:
     _LATER = {
         "Comparison": "llama2q.evaluate.comparison",
         "ConversionPlan": "llama2q.converter.conversion_plan",
         "ConvertReport": "llama2q.converter.converter",
+        "ExportReport": "llama2q.export.report",
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
+        "export_gguf": "llama2q.export.gguf",
+        "export_mlx": "llama2q.export.mlx",
         "plan_conversion": "llama2q.converter.conversion_plan",
     }
 
     def __getattr__(name: str) -> Any:
-        """Import what converts and compares when it is first asked for; few who generate do."""
+        """Import what few who generate need, which converts and compares, when it is asked for."""
         if name in _LATER:
             return getattr(import_module(_LATER[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -53,6 +59,7 @@ __all__ = [
     "Completion",
     "ConversionPlan",
     "ConvertReport",
+    "ExportReport",
     "Llama",
     "Llama2qError",
     "Logprob",
@@ -68,6 +75,8 @@ __all__ = [
     "compare",
     "convert",
     "errors",
+    "export_gguf",
+    "export_mlx",
     "load",
     "plan",
     "plan_conversion",

@@ -163,6 +163,13 @@ class VocabularyMismatchError(TokenizerError):
     """Two models that are compared do not have the same tokens."""
 
 
+# --- export ----------------------------------------------------------------------------------
+
+
+class ExportError(Llama2qError):
+    """The other form cannot hold the model as it is."""
+
+
 # --- engine ----------------------------------------------------------------------------------
 
 

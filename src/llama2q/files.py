@@ -50,6 +50,14 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
+def is_open_under(file: BinaryIO, path: Path) -> bool:
+    """Whether `path` still names the open file (another writer may have renamed it)."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def take_byte(file: BinaryIO, take: Callable[[], None]) -> bool:
     """Lock one byte of a file, at which `take` finds it; False if that is refused.
 

@@ -34,6 +34,8 @@ class Row:
         Argument -> axes whose size no other argument fixes.
     in_place : tuple
         Arguments that are written, so that a read-only array is refused.
+    optional : tuple
+        Arrays that may be None.
     """
 
     call: Callable[..., Any]
@@ -41,6 +43,7 @@ class Row:
     values: Sequence[tuple[str, Any]] = ()
     free: dict[str, tuple[int, ...]] = field(default_factory=dict)
     in_place: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 def f32(*shape: int) -> NDArray[np.float32]:

@@ -32,9 +32,11 @@ def run(*arguments: str | Path, stdin: str = "", **env: str) -> subprocess.Compl
 
 
 def run_convert(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `llama2q-convert` to its end."""
+    """Run `llama2q-convert` to its end; it rounds to nearest unless asked for something else."""
+    chosen = {"--quant", "--method", "--fast"} & set(map(str, arguments))
+    method = () if chosen else ("--method", "rtn")
     return subprocess.run(
-        [sys.executable, "-c", CONVERT, *map(str, arguments)],
+        [sys.executable, "-c", CONVERT, *map(str, arguments), *method],
         capture_output=True,
         encoding="utf-8",
         timeout=120,

@@ -119,10 +119,15 @@ def small(make: Make) -> Path:
 def test_chat_templates_of_whole_folders(small: Path, tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "TinyLlama-1.1B-Chat", small)
     with pytest.raises(ChatTemplateError, match=r"no chat template text; say which with --chat-t"):
-        llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1)
+        llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1, method="rtn")
     for given_, stored in (("zephyr", "zephyr"), ("none", "base"), ("llama-2", "llama2-chat")):
         report = llama2q.convert(
-            folder, tmp_path / "x.l2q", chat_template=given_, overwrite=True, n_threads=1
+            folder,
+            tmp_path / "x.l2q",
+            chat_template=given_,
+            method="rtn",
+            overwrite=True,
+            n_threads=1,
         )
         with L2qFile(report.path) as file:
             assert file.template == report.template == stored
@@ -136,5 +141,7 @@ def test_chat_templates_of_whole_folders(small: Path, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text("<|im_start|>user<|im_end|>")
     with HfCheckpoint.open(folder) as checkpoint:
         assert checkpoint.template == "chatml"
-    report = llama2q.convert(small, tmp_path / "y.l2q", chat_template="vicuna", n_threads=1)
+    report = llama2q.convert(
+        small, tmp_path / "y.l2q", chat_template="vicuna", n_threads=1, method="rtn"
+    )
     assert report.template == "vicuna"

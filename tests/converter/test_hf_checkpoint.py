@@ -59,8 +59,8 @@ def refused(folder: Path, error: type[Exception], match: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_all_forms_give_the_same_tensors(mini_checkpoint: Path, tmp_path: Path, form: str) -> None:
     folder = hf_folder(tmp_path / "mini-hf", mini_checkpoint, form)
-    llama2q.convert(mini_checkpoint, tmp_path / "meta.l2q")
-    report = llama2q.convert(folder, tmp_path / "hf.l2q")
+    llama2q.convert(mini_checkpoint, tmp_path / "meta.l2q", method="rtn")
+    report = llama2q.convert(folder, tmp_path / "hf.l2q", method="rtn")
     with L2qFile(tmp_path / "meta.l2q") as meta, L2qFile(report.path) as file:
         file.verify()
         assert file.metadata.sha256 == meta.metadata.sha256
@@ -188,7 +188,7 @@ def test_tied_embeddings(small: Path, tmp_path: Path, keep: bool) -> None:
             checkpoint.read("output.weight"), checkpoint.read("tok_embeddings.weight")
         )
         assert "embedding table" in checkpoint.notes[-1]
-    report = llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1)
+    report = llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1, method="rtn")
     with L2qFile(report.path) as file:
         file.verify()
     if not keep:
@@ -321,13 +321,13 @@ def test_damaged_bin(small: Path, tmp_path: Path) -> None:
     at = content.index(needle) + 5
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     with pytest.raises(CorruptShardError, match=r"self_attn\.o_proj\.weight .*fails its CRC"):
-        llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1)
+        llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1, method="rtn")
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".l2q"] == []
 
 
 def test_interruption_resumes(small: Path, tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "src", small, "safetensors-sharded")
-    whole = llama2q.convert(folder, tmp_path / "whole.l2q", n_threads=1)
+    whole = llama2q.convert(folder, tmp_path / "whole.l2q", n_threads=1, method="rtn")
     calls: list[str] = []
 
     def stop(done: int, total: int, name: str) -> None:
@@ -336,9 +336,9 @@ def test_interruption_resumes(small: Path, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        llama2q.convert(folder, tmp_path / "x.l2q", progress=stop, n_threads=1)
+        llama2q.convert(folder, tmp_path / "x.l2q", progress=stop, n_threads=1, method="rtn")
     assert (tmp_path / "x.l2q.part.journal").exists()
-    llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1)
+    llama2q.convert(folder, tmp_path / "x.l2q", n_threads=1, method="rtn")
     assert (tmp_path / "x.l2q").read_bytes() == whole.path.read_bytes()
 
 
@@ -347,11 +347,13 @@ def test_the_hubs_cache(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     plain = hf_folder(tmp_path / "plain", small, "safetensors-sharded")
     (plain / "LICENSE.txt").write_text("LLAMA 2 COMMUNITY LICENSE AGREEMENT")
     snapshot = as_hub_cache(plain, tmp_path / "hub", "meta-llama/Llama-2-7b-chat-hf")
-    report = llama2q.convert(snapshot, n_threads=1)
+    report = llama2q.convert(snapshot, n_threads=1, method="rtn")
     assert report.path == Path("Llama-2-7b-chat-hf-int4.l2q")
     assert (report.template, report.n_checksums) == ("llama2-chat", 4)
-    again = llama2q.convert(snapshot.parent.parent, tmp_path / "again.l2q", n_threads=1)
-    local = llama2q.convert(plain, chat_template="llama-2", n_threads=1)
+    again = llama2q.convert(
+        snapshot.parent.parent, tmp_path / "again.l2q", n_threads=1, method="rtn"
+    )
+    local = llama2q.convert(plain, chat_template="llama-2", n_threads=1, method="rtn")
     assert report.model_id == again.model_id == local.model_id
     with L2qFile(local.path) as file:
         assert list(file.metadata.licences) == ["LICENSE.txt"]
@@ -361,9 +363,9 @@ def test_the_hubs_cache(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     damaged[-2] ^= 1
     blob.write_bytes(damaged)
     with pytest.raises(ChecksumError, match=r"its blob in Hugging Face's cache is named"):
-        llama2q.convert(snapshot, tmp_path / "x.l2q", n_threads=1)
+        llama2q.convert(snapshot, tmp_path / "x.l2q", n_threads=1, method="rtn")
     assert not (tmp_path / "x.l2q").exists()
-    llama2q.convert(snapshot, tmp_path / "x.l2q", n_threads=1, verify_checksums=False)
+    llama2q.convert(snapshot, tmp_path / "x.l2q", n_threads=1, verify_checksums=False, method="rtn")
 
 
 def test_snapshots_of_the_hubs_cache(small: Path, tmp_path: Path) -> None:

@@ -197,7 +197,9 @@ def test_a_whole_model_with_added_tokens(make: Make, tmp_path: Path) -> None:
         folder / "added_tokens.json",
         {"[PAD]": N_PIECES, "<|im_start|>": N_PIECES + 1, "<|im_end|>": N_PIECES + 2},
     )
-    report = llama2q.convert(folder, tmp_path / "x.l2q", chat_template="chatml", n_threads=1)
+    report = llama2q.convert(
+        folder, tmp_path / "x.l2q", chat_template="chatml", n_threads=1, method="rtn"
+    )
     assert "stop_token_ids=[4098]" in " ".join(report.notes)
     with llama2q.load(report.path) as llm:
         assert llm.config.vocab_size == N_PIECES + 3 == llm.tokenizer.n_words

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llama2q.evaluate.divergence import Estimate
 from wikitext import as_prose
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 200
-ONLY = "none,int8 64,int4 64 nonuniform,int4 32 nonuniform"
+ONLY = "none,int8 64,int4 64 nonuniform gptq,int4 32 nonuniform rtn"
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,8 @@ def test_table_json_and_page(
     mini_checkpoint: Path, text: Path, temp: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, figures = text.with_name("page.md"), text.with_name("figures.json")
-    page.write_text("before\n<!-- quality: begin -->\nold\n<!-- quality: end -->\nafter\n")
+    begin, end = "<!-- quality mini: begin -->", "<!-- quality mini: end -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     outputs = ("--json", figures, "--write", page)
     code = run(mini_checkpoint, "--text", text, "--tokens", "300", "--only", ONLY, *outputs)
     printed = capsys.readouterr()
@@ -62,22 +64,24 @@ def test_table_json_and_page(
         ("none", "f16"),
         ("none", "int8"),
         ("int8 64", "f32"),
-        ("int4 32 nonuniform", "f32"),
-        ("int4 64 nonuniform", "f32"),
-        ("int4 64 nonuniform", "f16"),
-        ("int4 64 nonuniform", "int8"),
+        ("int4 32 nonuniform rtn", "f32"),
+        ("int4 64 nonuniform gptq", "f32"),
+        ("int4 64 nonuniform gptq", "f16"),
+        ("int4 64 nonuniform gptq", "int8"),
     ]
     means = {key: row["kl_mean"]["value"] for key, row in found.items()}
-    assert 0 < means["none", "f16"] < means["none", "int8"] < means["int4 64 nonuniform", "f32"]
-    assert 0 < means["int8 64", "f32"] < means["int4 32 nonuniform", "f32"]
+    assert (
+        0 < means["none", "f16"] < means["none", "int8"] < means["int4 64 nonuniform gptq", "f32"]
+    )
+    assert 0 < means["int8 64", "f32"] < means["int4 32 nonuniform rtn", "f32"]
     bits = {key: row["b"]["bits_per_weight"] for key, row in found.items()}
     assert bits["int8 64", "f32"] == 8.25
-    assert bits["int4 32 nonuniform", "f32"] == 4.5
+    assert bits["int4 32 nonuniform rtn", "f32"] == 4.5
     assert all(row["n_tokens"] == 510 for row in values["rows"])
     assert values["checkpoint"] == "mini"
     assert "path" not in json.dumps(values)
     table = page.read_text(encoding="utf-8")
-    assert table == f"before\n<!-- quality: begin -->\n{printed.out}<!-- quality: end -->\nafter\n"
+    assert table == f"before\n{begin}\n{printed.out}{end}\nafter\n"
     assert table.count("\n| ") == 8
     assert "Checkpoint mini as bf16 with a KV cache in f32: perplexity" in table
     assert list(temp.iterdir()) == []
@@ -85,10 +89,10 @@ def test_table_json_and_page(
 
 def test_the_variants() -> None:
     names = [variant.name for variant in quality.VARIANTS]
-    assert len(names) == len(set(names)) == 10
-    assert {variant.series for variant in quality.VARIANTS} == {
-        "", "int8", "int4 uniform", "int4 nonuniform",
-    }  # fmt: skip
+    assert len(names) == len(set(names)) == 1 + 3 + 3 * 2 + 3 * 4
+    methods = [f"int4 nonuniform {method}" for method in ("rtn", "search", "calibrated", "gptq")]
+    series = ["", "int8", "int4 uniform rtn", "int4 uniform gptq", *methods]
+    assert list(dict.fromkeys(variant.series for variant in quality.VARIANTS)) == series
 
 
 def row(name: str, series: str, bits: float, kl: float, kv: str = "f32") -> Any:
@@ -115,6 +119,20 @@ def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert report.plot(tmp_path / "plot.svg") == "no plot: matplotlib is not installed"
     assert not (tmp_path / "plot.svg").exists()
+
+
+def test_what_is_said_of_peers() -> None:
+    report = quality.QualityReport({}, "mini", "text", "00")
+    report.rows += [row("int4 64", "int4", 4.25, 0.02), row("none", "", 16, 1e-6, "f16")]
+    assert report._about_peers() == []
+    report.rows.append(replace(row("llama.cpp Q6_K", "llama.cpp", 6.5, 0.005), types="42 Q6_K"))
+    (types,) = report._about_peers()
+    assert types == "Matrices of the layers, and the others:\n\n- llama.cpp Q6_K: 42 Q6_K"
+    report.rows.append(replace(row("llama.cpp Q4_K_M", "llama.cpp", 4.7, 0.01), types="38 Q4_K"))
+    assert report._about_peers()[1] == (
+        "Mean KL divergence over that of llama.cpp Q4_K_M: int4 64 2.000; llama.cpp Q6_K 0.500; "
+        "llama.cpp Q4_K_M 1.000."
+    )
 
 
 def test_refusals(

@@ -6,6 +6,8 @@ from teeth.mutant import fault
 
 PRODUCTS = "kernels/test_products.py"
 LDL = "kernels/test_ldl.py"
+SEARCH = "quant/test_search.py"
+FEED_BACK = "kernels/test_feed_back.py"
 
 CALIBRATE_FAULTS = (
     fault(
@@ -68,5 +70,54 @@ CALIBRATE_FAULTS = (
         ".depth = width,",
         ".depth = width - 1,",
         f"{LDL}::test_factors_rebuild_the_matrix",
+    ),
+    fault(
+        "search: the columns' importance left out of the errors",
+        "csrc/kernels/int4_groups.h",
+        "      errors = V::mul(errors, weight);\n",
+        "",
+        f"{SEARCH}::test_core_gives_the_definition",
+    ),
+    fault(
+        "search: the least-squares scale never tried",
+        "csrc/kernels/int4_groups.h",
+        "for (int round = 0; round < 2; ++round) {",
+        "for (int round = 0; round < 1; ++round) {",
+        f"{SEARCH}::test_core_gives_the_definition",
+    ),
+    fault(
+        "feedback: errors relative to the targets, not to the weights",
+        "csrc/kernels/int4_groups.h",
+        "V::sub(V::load(group.weights + j * stride), value);",
+        "V::sub(V::load(group.targets + j * stride), value);",
+        f"{FEED_BACK}::test_every_code_is_the_nearest",
+    ),
+    fault(
+        "feedback: a group's first column gets nothing from its last",
+        "csrc/kernels/int4_groups.h",
+        "for (int64_t i = 0; i < j; ++i) {",
+        "for (int64_t i = j + 1 == n ? 1 : 0; i < j; ++i) {",
+        f"{FEED_BACK}::test_every_code_is_the_nearest",
+    ),
+    fault(
+        "feedback: later groups are passed over",
+        "csrc/calibrate/feedback.cpp",
+        "panel.add_products(panel.errors, column + n, cols, column, n, false);",
+        "panel.add_products(panel.errors, column + n, column + n, column, n, false);",
+        f"{FEED_BACK}::test_every_code_is_the_nearest",
+    ),
+    fault(
+        "feedback: a correction is not divided by D",
+        "csrc/calibrate/feedback.cpp",
+        "targets[at] = weights[at] + targets[at] / pivot;",
+        "targets[at] = weights[at] + targets[at];",
+        f"{FEED_BACK}::test_every_code_is_the_nearest",
+    ),
+    fault(
+        "feedback: the second panel begins in the first",
+        "csrc/calibrate/feedback.cpp",
+        ".first_row = index * kFeedbackRows,",
+        ".first_row = index * (kFeedbackRows - 16),",
+        f"{FEED_BACK}::test_every_code_is_the_nearest",
     ),
 )

@@ -244,8 +244,13 @@ class Calibrator:
     def _codes(self, name: str, choose: Quantizer) -> Codes:
         try:
             return choose(self._checked.read(name))
-        except (NonFiniteWeightError, QuantizationError) as error:
-            raise type(error)(f"{name}: {error}") from error
+        except NonFiniteWeightError as error:
+            raise NonFiniteWeightError(f"{name}: {error}") from error
+        except QuantizationError as error:
+            raise QuantizationError(
+                f"{name}: {error}; method='search' (--fast) takes weights as they are, without "
+                "corrections"
+            ) from error
         finally:
             self._checked.release(name)
 

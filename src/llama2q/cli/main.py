@@ -11,6 +11,7 @@ from llama2q.cli.bench import bench
 from llama2q.cli.compare import compare
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
 from llama2q.cli.doctor import doctor
+from llama2q.cli.export import export
 from llama2q.cli.generate import generate
 from llama2q.cli.inspect import describe, print_description, print_licences
 from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Protocol, TextFile, Threads
@@ -106,7 +107,7 @@ def perplexity(
         )
 
 
-for command in (generate, score, compare, plan, bench, verify, doctor):
+for command in (generate, score, compare, export, plan, bench, verify, doctor):
     app.command()(command)
 
 

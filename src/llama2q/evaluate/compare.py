@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llama2q.closing import Closing
 from llama2q.engine import Engine
@@ -22,6 +26,12 @@ from llama2q.plan import KvChoice, check_count, plan_for
 from llama2q.tokenizer import Tokenizer
 
 Progress: TypeAlias = Callable[[int, int], None]
+
+ScoreWindow: TypeAlias = Callable[
+    [Sequence[int], int], Iterable[tuple[NDArray[np.float32], Sequence[int]]]
+]
+"""Takes the tokens of a window and the first row to be scored; gives, a slice of rows at a time,
+logits (n, vocab_size) and the tokens that follow: rows first_row to len(tokens) - 2 in all."""
 
 TEMP_BYTES = 2 * 2**30
 """Most bytes of the temporary file, unless one window needs more."""
@@ -148,6 +158,11 @@ class Reference(Closing):
         self._kept: StoredLogits | None = None
 
     @property
+    def window(self) -> int:
+        """Tokens of a window."""
+        return self._window.size
+
+    @property
     def temp_bytes(self) -> int:
         """Size of the temporary file."""
         return min(self._per_round, len(self._windows)) * self._window_bytes
@@ -176,19 +191,41 @@ class Reference(Closing):
         progress : callable or None
             Called with the windows done and those in all.
         """
-        started = time.perf_counter()
         with L2qFile(path) as file:
             self._check_vocabulary(file)
             _check_context(file, self._window)
             candidate = self._describe(file, kv_dtype or self.model.kv_dtype)
+        return self.compare_with(
+            candidate, lambda: self._open(path, candidate.kv_dtype), progress=progress
+        )
+
+    def compare_with(
+        self,
+        candidate: ComparedModel,
+        open_candidate: Callable[[], AbstractContextManager[ScoreWindow]],
+        *,
+        progress: Progress | None = None,
+    ) -> Comparison:
+        """Compare a candidate that may be of another program.
+
+        Parameters
+        ----------
+        candidate : ComparedModel
+            What it is; it must have the reference's tokens.
+        open_candidate : callable
+            Opens it; called again for each round where the temporary file does not hold all.
+        progress : callable or None
+            Called with the windows done and those in all.
+        """
+        started = time.perf_counter()
         count = _Count(progress, len(self._windows) * (1 if self._kept else 2))
         parts: list[TokenScores] = []
         for begin in range(0, len(self._windows), self._per_round):
             windows = self._windows[begin : begin + self._per_round]
             with ExitStack() as stack:
                 stored = self._stored(windows, count, stack)
-                engine = stack.enter_context(self._open(path, candidate.kv_dtype))
-                for logits, targets in self._run(engine, windows, count):
+                score = stack.enter_context(open_candidate())
+                for logits, targets in self._run(score, windows, count):
                     parts.append(score_rows(stored.read(len(logits)), logits, targets))
         return Comparison.of(
             TokenScores.concatenate(parts),
@@ -209,8 +246,8 @@ class Reference(Closing):
             return self._kept
         with ExitStack() as on_error:
             stored = on_error.enter_context(StoredLogits(len(windows) * self._window_bytes))
-            with self._open(self._path, self.model.kv_dtype) as engine:
-                for logits, _ in self._run(engine, windows, count):
+            with self._open(self._path, self.model.kv_dtype) as score:
+                for logits, _ in self._run(score, windows, count):
                     stored.append(logits)
             on_error.pop_all()
         if len(windows) == len(self._windows):
@@ -233,20 +270,22 @@ class Reference(Closing):
             raise InsufficientMemoryError(plan.message)
         return ComparedModel.of(file, plan.kv_dtype)
 
-    def _open(self, path: str | Path, kv_dtype: KvChoice) -> Engine:
-        return Engine(
+    @contextmanager
+    def _open(self, path: str | Path, kv_dtype: KvChoice) -> Iterator[ScoreWindow]:
+        with Engine(
             path,
             n_ctx=self._window.size,
             kv_dtype=kv_dtype,
             n_threads=self._n_threads,
             max_sequences=1,
-        )
+        ) as engine:
+            yield partial(scored_logits, engine)
 
     def _run(
-        self, engine: Engine, windows: Sequence[list[int]], count: _Count
-    ) -> Iterator[tuple[Any, list[int]]]:
+        self, score: ScoreWindow, windows: Sequence[list[int]], count: _Count
+    ) -> Iterator[tuple[NDArray[np.float32], Sequence[int]]]:
         for tokens in windows:
-            yield from scored_logits(engine, tokens, self._window.first_row)
+            yield from score(tokens, self._window.first_row)
             count.one()
 
     def _check_vocabulary(self, file: L2qFile) -> None:

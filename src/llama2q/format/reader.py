@@ -166,6 +166,17 @@ class L2qFile(Closing):
         count = info.nbytes // dtype.itemsize
         return np.frombuffer(self.map, dtype, count, info.offset).reshape(info.shape)
 
+    def release(self, name: str) -> None:
+        """Tell the system that a tensor is done with for now, so that its pages leave the process.
+
+        Reading it again brings them back. Does nothing where there is no such call.
+        """
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is not None:
+            info = self.tensors[name]
+            begin = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self.map.madvise(advice, begin, info.offset + info.nbytes - begin)
+
     @property
     def map(self) -> mmap.mmap:
         """The read-only map of the whole file."""

@@ -26,6 +26,7 @@ from llama2q.errors import (
 )
 from llama2q.files import (
     fsync_folder,
+    is_open_under,
     leave_page_cache,
     lock,
     replace,
@@ -285,7 +286,7 @@ class Writer:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
         descriptor = os.open(self._part_path, flags, 0o666)  # less the umask
         part = open(descriptor, "r+b", buffering=0)  # noqa: PTH123
-        if not lock(part) or not _is_file(part, self._part_path):
+        if not lock(part) or not is_open_under(part, self._part_path):
             part.close()
             raise OutputExistsError(f"{self._part_path} is being written by another process")
         return part
@@ -355,11 +356,3 @@ def _write_part(writer: Writer, specs: tuple[TensorSpec, ...], contents: list[Ch
     for spec, chunks in zip(specs, contents, strict=True):
         if spec.name not in writer.finished:
             writer.write(spec.name, chunks)
-
-
-def _is_file(file: BinaryIO, path: Path) -> bool:
-    """Whether `path` still names the open file (another writer may have renamed it)."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False

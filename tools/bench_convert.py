@@ -115,7 +115,7 @@ def measure(
     foreseen = dict(zip(list(tasks)[-len(plans) :], plans, strict=True))
     copied = statistics.median(run.seconds for run in runs["copy"]) if copy else None
     rows = [row(name, found, copied, foreseen.get(name)) for name, found in runs.items()]
-    head = ["task", "s", "of the copy", "CPU s", "peak RSS, MB", "output, GB", "foreseen: s, MB added"]
+    head = ["task", "s", "of the copy", "CPU s", "peak RSS, MB", "output, GB", "foreseen: s, MB"]
     print(markdown_table(head, rows))
 
 

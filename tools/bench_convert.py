@@ -5,8 +5,8 @@
 Per round it reads the files, copies them with `dd bs=16M conv=fsync`, and converts them once per
 setting, each time after the system has dropped the files from memory. A setting names arguments of
 `llama2q.convert`. Every conversion is a process of its own: wall time, CPU time and peak resident
-size are that process's, with its start. Copies and outputs are removed at once; the disk needs room
-for one of them beside the checkpoint. Linux only.
+size are that process's, with its start; memory is foreseen without it. Copies and outputs are
+removed at once; the disk needs room for one of them beside the checkpoint. Linux only.
 """
 
 from __future__ import annotations

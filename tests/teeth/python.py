@@ -51,7 +51,6 @@ PYTHON = (
         "yield source + (0 if is_streamed",
         "yield source + (0 if True",
         "converter/test_conversion_plan.py::test_cost_of_rounding",
-        "converter/test_conversion_plan.py::test_memory_is_a_bound",
     ),
     fault(
         "source hashes: chunks behind the first are left out",

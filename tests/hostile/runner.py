@@ -44,8 +44,10 @@ def limit_memory() -> None:
 
 
 def convert(place: Path, output: Path) -> dict[str, Any]:
+    """Convert quickly: reading is what is tried. A GGUF file's own codes are kept."""
+    is_gguf = place.is_file() or any(place.rglob("*.gguf"))
     try:
-        llama2q.convert(place, output, n_threads=1)
+        llama2q.convert(place, output, method=None if is_gguf else "rtn", n_threads=1)
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}
     return {"error": "none", "message": ""}
@@ -53,7 +55,7 @@ def convert(place: Path, output: Path) -> dict[str, Any]:
 
 def main(folder: Path, names: list[str]) -> None:
     sound = Bench.write_sound(folder / "sound")
-    llama2q.convert(sound, folder / "sound.l2q", n_threads=1)  # imports what it needs
+    llama2q.convert(sound, folder / "sound.l2q", method="rtn", n_threads=1)  # imports what it needs
     limit_memory()
     watched, events = False, []
 

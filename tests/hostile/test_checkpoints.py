@@ -94,7 +94,7 @@ def test_files_that_the_system_refuses(
     monkeypatch.setattr(Path, "open", refuse)
     message = f"{name} cannot be read: {os.strerror(number)}"
     with pytest.raises(UnreadableFileError, match=message):
-        llama2q.convert(source, tmp_path / "x.l2q")
+        llama2q.convert(source, tmp_path / "x.l2q", method="rtn")
     assert [path.name for path in tmp_path.iterdir()] == ["sound"]
 
 

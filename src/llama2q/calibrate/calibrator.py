@@ -35,7 +35,7 @@ Codes: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float16]]
 
 Quantizer: TypeAlias = Callable[[NDArray[Any]], Codes]
 
-CORRECTION = 0.5
+CORRECTION = 0.35
 """How much of what the residual stream has lost so far wo and w2 are asked to make up for. All of
 it would fit them to the calibration text's noise."""
 

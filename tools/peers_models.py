@@ -60,7 +60,9 @@ class Models:
                 )
         if not models.mini.exists():
             source = ROOT / "tests" / "data" / "mini"
-            llama2q.convert(source, models.mini, quant="int4", group_size=32, grid="uniform")
+            llama2q.convert(
+                source, models.mini, quant="int4", group_size=32, grid="uniform", method="rtn"
+            )
         for source, target in ((models.same, models.gguf), (models.mini, models.mini_gguf)):
             if not target.exists():
                 print(f"writing {target.name}", file=sys.stderr, flush=True)

@@ -175,7 +175,7 @@ import json, sys, time
 import llama2q
 from llama2q import kernels
 started = time.monotonic()
-report = llama2q.convert(sys.argv[1], sys.argv[2], overwrite=True)
+report = llama2q.convert(sys.argv[1], sys.argv[2], method="rtn", overwrite=True)
 with llama2q.load(sys.argv[2]) as llm:
     result = llm.generate("Once upon a time", temperature=0, max_tokens=24)
 print(json.dumps({

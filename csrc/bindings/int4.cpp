@@ -1,6 +1,8 @@
 // int4 quantizers on all cores: round to nearest, scale search, error feedback.
 #include "calibrate/int4.h"
 
+#include <cmath>
+
 #include "base/buffer.h"
 #include "bindings/bind.h"
 #include "bindings/quantizers.h"
@@ -100,6 +102,11 @@ py::tuple feed_back(const py::array& weights, int64_t group_size, const py::arra
       });
       interruption();
     }
+  }
+  const int64_t place = fault.first().non_finite;
+  if (place >= 0 && std::isfinite(value_at(matrix.source, place))) {
+    throw Unrepresentable("what errors and corrections make of " + place_of(matrix.source, place) +
+                          " is not finite");
   }
   raise_fault(matrix.source, fault.first());
   return arrays.tuple();

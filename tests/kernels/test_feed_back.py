@@ -170,6 +170,14 @@ def test_weights_that_are_refused() -> None:
         problem.feed_back(32, "uniform", corrected=False)
 
 
+def test_corrections_beyond_float32() -> None:
+    """The weights are sound; the message does not say that they are not finite."""
+    problem = Problem.random(20, 40, 5)
+    problem.correction[7, 3] = np.inf
+    with pytest.raises(QuantizationError, match="what errors and corrections make of row 3"):
+        problem.feed_back(32, "uniform", corrected=True)
+
+
 def test_shapes_that_are_refused() -> None:
     problem = Problem.random(20, 40, 6)
     grid = grid_values("uniform")

@@ -98,7 +98,7 @@ QuantizeFault feed_back_panel(const KernelTable& table, const Int4Matrix& matrix
                        .errors = scratch + 2 * size,
                        .gemm_scratch = scratch + 3 * size};
   panel.load();
-  const GridSteps grid = grid_steps(matrix.grid);
+  const GridSearch grid = grid_search(matrix.grid);
   const int64_t n_bands = (panel.width() + kBandRows - 1) / kBandRows;
   QuantizeFault fault;
   for (int64_t g = (cols - 1) / matrix.group_size; g >= 0; --g) {
@@ -115,9 +115,9 @@ QuantizeFault feed_back_panel(const KernelTable& table, const Int4Matrix& matrix
                                    .n = n,
                                    .stride = kStride,
                                    .factor_stride = cols};
-      uint8_t codes[128 * kBandRows];
+      GroupCodes codes;
       uint16_t scales[kBandRows];
-      if (!table.feed_back(group, grid, scales, codes)) {
+      if (!table.feed_back(group, grid, scales, codes.data())) {
         note_fault(matrix, band, column, n, group.targets, kStride, scales, fault);
         return fault;
       }

@@ -63,10 +63,10 @@ bool note_fault(const Int4Matrix& matrix, int64_t band, int64_t column, int64_t 
 QuantizeFault search_int4(const KernelTable& table, const Int4Matrix& matrix,
                           const float* importance, int64_t begin, int64_t end,
                           const Int4Output& output) noexcept {
-  const GridSteps grid = grid_steps(matrix.grid);
+  const GridSearch grid = grid_search(matrix.grid);
   const WeightSource& source = matrix.source;
   alignas(64) float x[kMostColumns * kBandRows];
-  uint8_t codes[kMostColumns * kBandRows];
+  GroupCodes codes;
   uint16_t scales[kBandRows];
   QuantizeFault fault;
   for (int64_t band = begin; band < end; ++band) {
@@ -79,7 +79,7 @@ QuantizeFault search_int4(const KernelTable& table, const Int4Matrix& matrix,
       table.extreme_scales(group, grid, scales);
       if (note_fault(matrix, band, column, n, x, kBandRows, scales, fault)) continue;
       table.search_scales(group, grid, scales);
-      table.round_group(group, grid, scales, codes);
+      table.round_group(group, grid, scales, codes.data());
       store_group(matrix, band, g, n, codes, scales, output);
     }
   }

@@ -184,6 +184,23 @@ struct Avx2Lanes {
     return {_mm256_and_ps(_mm256_cmp_ps(x.low, bound.low, _CMP_NLE_UQ), value.low),
             _mm256_and_ps(_mm256_cmp_ps(x.high, bound.high, _CMP_NLE_UQ), value.high)};
   }
+  static I add_if_greater(I index, F x, F bound, int32_t step) {
+    const auto half = [&](__m256i i, __m256 value, __m256 limit) {
+      const __m256i greater = _mm256_castps_si256(_mm256_cmp_ps(value, limit, _CMP_GT_OQ));
+      return _mm256_add_epi32(i, _mm256_and_si256(greater, _mm256_set1_epi32(step)));
+    };
+    return {half(index.low, x.low, bound.low), half(index.high, x.high, bound.high)};
+  }
+  // Both halves of the table are looked at; bit 3 of the index, as the sign, says which is meant.
+  static F pick(const float* table, I index) {
+    const __m256 first = _mm256_loadu_ps(table), second = _mm256_loadu_ps(table + 8);
+    const auto half = [&](__m256i i) {
+      return _mm256_blendv_ps(_mm256_permutevar8x32_ps(first, i),
+                              _mm256_permutevar8x32_ps(second, i),
+                              _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+    };
+    return {half(index.low), half(index.high)};
+  }
   static F fill_absent(F x, int64_t n, float filler) {
     alignas(32) float data[16];
     store(data, x);

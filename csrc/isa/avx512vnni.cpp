@@ -156,6 +156,13 @@ struct Avx512Vnni {
   static F zero_unless_greater(F x, F bound, F value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLE_UQ), value);
   }
+  static I add_if_greater(I index, F x, F bound, int32_t step) {
+    const __mmask16 greater = _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ);
+    return _mm512_mask_add_epi32(index, greater, index, _mm512_set1_epi32(step));
+  }
+  static F pick(const float* table, I index) {
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+  }
   static F fill_absent(F x, int64_t n, float filler) {
     return _mm512_mask_mov_ps(_mm512_set1_ps(filler), first_lanes(n), x);
   }

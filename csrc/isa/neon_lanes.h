@@ -233,6 +233,23 @@ struct NeonLanes {
       return vreinterpretq_f32_u32(vbicq_u32(bits, vcleq_f32(x.q[i], bound.q[i])));
     });
   }
+  static I add_if_greater(I index, F x, F bound, int32_t step) {
+    return make_int([&](int i) {
+      const int32x4_t greater = vreinterpretq_s32_u32(vcgtq_f32(x.q[i], bound.q[i]));
+      return vaddq_s32(index.q[i], vandq_s32(greater, vdupq_n_s32(step)));
+    });
+  }
+  // A table of 64 bytes, of which each index takes four.
+  static F pick(const float* table, I index) {
+    const uint8x16x4_t bytes = {
+        vreinterpretq_u8_f32(vld1q_f32(table)), vreinterpretq_u8_f32(vld1q_f32(table + 4)),
+        vreinterpretq_u8_f32(vld1q_f32(table + 8)), vreinterpretq_u8_f32(vld1q_f32(table + 12))};
+    return make([&](int i) {
+      const int32x4_t first =
+          vmlaq_s32(vdupq_n_s32(0x03020100), index.q[i], vdupq_n_s32(0x04040404));
+      return vreinterpretq_f32_u8(vqtbl4q_u8(bytes, vreinterpretq_u8_s32(first)));
+    });
+  }
   static F fill_absent(F x, int64_t n, float filler) {
     alignas(16) float data[16];
     store(data, x);

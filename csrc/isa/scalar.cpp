@@ -197,6 +197,14 @@ struct Scalar {
   static F zero_unless_greater(F x, F bound, F value) {
     return make([&](int i) { return x.lane[i] <= bound.lane[i] ? 0.0f : value.lane[i]; });
   }
+  // index + step where x > bound.
+  static I add_if_greater(I index, F x, F bound, int32_t step) {
+    return make_int([&](int i) { return index.lane[i] + (x.lane[i] > bound.lane[i] ? step : 0); });
+  }
+  // table[index], f32 [16], indices 0 to 15.
+  static F pick(const float* table, I index) {
+    return make([&](int i) { return table[index.lane[i]]; });
+  }
   static F fill_absent(F x, int64_t n, float filler) {
     return make([&](int i) { return i < n ? x.lane[i] : filler; });
   }

@@ -163,12 +163,11 @@ constexpr int64_t stream_width(int64_t n_tokens, int64_t most) {
   return tiles < 2 ? n_tokens : (n_tokens + tiles - 1) / tiles;
 }
 
-// The grid of int4 for comparisons: a value is `lowest` and the steps of all midpoints below it.
-struct GridSteps {
-  float lowest;
-  float highest;
-  float midpoint[15];
-  float step[15];
+// The grid of int4 for a search by halves: a code is the number of midpoints below a value.
+struct GridSearch {
+  alignas(64) float value[16];
+  alignas(64) float bound[3][16];  // [s, code]: the midpoint that decides about 4, 2, 1 more
+  float middle;                    // the midpoint that decides about 8
 };
 
 // The columns of a group of weights, for the 16 rows of a band; absent rows are 0.
@@ -191,8 +190,9 @@ struct FeedbackGroup {
 };
 
 // Scales that search_scales() begins with, relative to that which puts the extreme on the grid's
-// end.
-inline constexpr float kScaleFactors[] = {1.0f, 0.8f, 0.86f, 0.92f, 1.04f, 1.1f};
+// end, and how often it goes on with the least-squares scale of the best one's codes.
+inline constexpr float kScaleFactors[] = {1.0f, 0.86f, 0.93f, 1.07f};
+inline constexpr int kScaleRefits = 2;
 
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;
 // those that return bool say whether every value was finite (and representable in the cache).
@@ -235,13 +235,13 @@ struct KernelTable {
   bool (*all_finite)(const float* x, int64_t n) noexcept;
   // kernels/int4_groups.h. scales f16 [16]: search_scales() replaces those of extreme_scales();
   // codes u8 [n, 16].
-  void (*extreme_scales)(const GroupColumns& group, const GridSteps& grid,
+  void (*extreme_scales)(const GroupColumns& group, const GridSearch& grid,
                          uint16_t* scales) noexcept;
-  void (*search_scales)(const GroupColumns& group, const GridSteps& grid,
+  void (*search_scales)(const GroupColumns& group, const GridSearch& grid,
                         uint16_t* scales) noexcept;
-  void (*round_group)(const GroupColumns& group, const GridSteps& grid, const uint16_t* scales,
+  void (*round_group)(const GroupColumns& group, const GridSearch& grid, const uint16_t* scales,
                       uint8_t* codes) noexcept;
-  bool (*feed_back)(const FeedbackGroup& group, const GridSteps& grid, uint16_t* scales,
+  bool (*feed_back)(const FeedbackGroup& group, const GridSearch& grid, uint16_t* scales,
                     uint8_t* codes) noexcept;
   // kernels/gemm.h; scratch f32 [kGemmScratch], aligned to 64 bytes.
   void (*gemm)(const GemmArgs& args, float* scratch) noexcept;

@@ -8,26 +8,13 @@
 
 namespace llama2q {
 
-// The grid value nearest to y; halfway between two it is the lower one.
+// The code of the grid value nearest to y; halfway between two it is the lower one's.
 template <class V>
-[[gnu::always_inline]] inline typename V::F nearest_value(typename V::F y, const GridSteps& grid) {
-  typename V::F value = V::broadcast(grid.lowest);
-  for (int i = 0; i < 15; ++i) {
-    const typename V::F step = V::broadcast(grid.step[i]);
-    value = V::add(value, V::zero_unless_greater(y, V::broadcast(grid.midpoint[i]), step));
-  }
-  return value;
-}
-
-// Its code.
-template <class V>
-[[gnu::always_inline]] inline typename V::I nearest_code(typename V::F y, const GridSteps& grid) {
-  typename V::F code = V::broadcast(0.0f);
-  for (int i = 0; i < 15; ++i) {
-    code =
-        V::add(code, V::zero_unless_greater(y, V::broadcast(grid.midpoint[i]), V::broadcast(1.0f)));
-  }
-  return V::to_int(code);
+[[gnu::always_inline]] inline typename V::I nearest_code(typename V::F y, const GridSearch& grid) {
+  typename V::I code = V::add_if_greater(V::zero_int(), y, V::broadcast(grid.middle), 8);
+  code = V::add_if_greater(code, y, V::pick(grid.bound[0], code), 4);
+  code = V::add_if_greater(code, y, V::pick(grid.bound[1], code), 2);
+  return V::add_if_greater(code, y, V::pick(grid.bound[2], code), 1);
 }
 
 // The element of largest magnitude of each row: the negative one of a tie.
@@ -56,14 +43,14 @@ struct ScaleTrial {
 // Rounds x / scale to grid values q: error = sum w (x - q scale)^2, product = sum w q x,
 // square = sum w q^2.
 template <class V, bool kWeighted>
-void try_scales(const GroupColumns& group, const GridSteps& grid, typename V::F scale,
+void try_scales(const GroupColumns& group, const GridSearch& grid, typename V::F scale,
                 ScaleTrial& trial) {
   using F = typename V::F;
   const F inverse = V::div(V::broadcast(1.0f), scale);
   F error = V::broadcast(0.0f), product = error, square = error;
   for (int64_t j = 0; j < group.n; ++j) {
     const F x = V::load(group.x + j * group.stride);
-    const F q = nearest_value<V>(V::mul(x, inverse), grid);
+    const F q = V::pick(grid.value, nearest_code<V>(V::mul(x, inverse), grid));
     const F rest = V::sub(x, V::mul(q, scale));
     F errors = V::mul(rest, rest), products = V::mul(q, x), squares = V::mul(q, q);
     if constexpr (kWeighted) {
@@ -81,48 +68,68 @@ void try_scales(const GroupColumns& group, const GridSteps& grid, typename V::F 
   V::store(trial.square, square);
 }
 
-// src/llama2q/quant/search.py is the definition: the extreme is put on either end of the grid,
-// times each of kScaleFactors; each such scale is tried, then the least-squares scale of the values
-// found. The first of the least errors wins. Zero, infinite and NaN scales are not tried.
+// What search_scales() has found so far for each row.
+struct BestScales {
+  float error[kBandRows];
+  float refit[kBandRows];  // the least-squares scale of the codes that the best scale gave
+  uint16_t* scales;
+};
+
+// Tries a scale for each row; zero, infinite and NaN ones are passed over.
 template <class V>
-void search_scales(const GroupColumns& group, const GridSteps& grid, uint16_t* scales) noexcept {
-  alignas(64) float extreme[kBandRows], wanted[kBandRows], tried[kBandRows], least[kBandRows];
+void improve(const GroupColumns& group, const GridSearch& grid, const float* wanted,
+             BestScales& best) {
+  alignas(64) float tried[kBandRows];
+  uint16_t halves[kBandRows];
+  for (int r = 0; r < kBandRows; ++r) {
+    const uint16_t half = f32_to_f16_scale(wanted[r]), magnitude = half & 0x7fffu;
+    halves[r] = magnitude == 0 || magnitude >= 0x7c00u ? 0 : half;
+    tried[r] = halves[r] == 0 ? 1.0f : f16_to_f32(half);
+  }
+  ScaleTrial trial;
+  if (group.weights == nullptr) {
+    try_scales<V, false>(group, grid, V::load(tried), trial);
+  } else {
+    try_scales<V, true>(group, grid, V::load(tried), trial);
+  }
+  for (int r = 0; r < kBandRows; ++r) {
+    if (halves[r] == 0 || !(trial.error[r] < best.error[r])) continue;
+    best.error[r] = trial.error[r];
+    best.refit[r] = trial.square[r] > 0.0f ? trial.product[r] / trial.square[r] : 0.0f;
+    best.scales[r] = halves[r];
+  }
+}
+
+// src/llama2q/quant/search.py is the definition: the extreme is put on either end of the grid,
+// times each of kScaleFactors; then the least-squares scale of the best one's codes is tried,
+// kScaleRefits times. The first of the least errors wins.
+template <class V>
+void search_scales(const GroupColumns& group, const GridSearch& grid, uint16_t* scales) noexcept {
+  alignas(64) float extreme[kBandRows];
+  float wanted[kBandRows];
   V::store(extreme, extremes<V>(group));
-  for (float& error : least) error = __builtin_inff();
-  for (int end = 0; end < 2; ++end) {
+  BestScales best;
+  best.scales = scales;
+  for (int r = 0; r < kBandRows; ++r) {
+    best.error[r] = __builtin_inff();
+    best.refit[r] = 0.0f;
+  }
+  for (int end = 0; end < 16; end += 15) {
     for (const float factor : kScaleFactors) {
-      for (int r = 0; r < kBandRows; ++r) {
-        wanted[r] = extreme[r] / (end == 0 ? grid.lowest : grid.highest) * factor;
-      }
-      for (int round = 0; round < 2; ++round) {
-        uint16_t halves[kBandRows];
-        for (int r = 0; r < kBandRows; ++r) {
-          const uint16_t half = f32_to_f16_scale(wanted[r]), magnitude = half & 0x7fffu;
-          halves[r] = magnitude == 0 || magnitude >= 0x7c00u ? 0 : half;
-          tried[r] = halves[r] == 0 ? 1.0f : f16_to_f32(half);
-        }
-        ScaleTrial trial;
-        if (group.weights == nullptr) {
-          try_scales<V, false>(group, grid, V::load(tried), trial);
-        } else {
-          try_scales<V, true>(group, grid, V::load(tried), trial);
-        }
-        for (int r = 0; r < kBandRows; ++r) {
-          if (halves[r] != 0 && trial.error[r] < least[r]) {
-            least[r] = trial.error[r];
-            scales[r] = halves[r];
-          }
-          wanted[r] = trial.square[r] > 0.0f ? trial.product[r] / trial.square[r] : 0.0f;
-        }
-      }
+      for (int r = 0; r < kBandRows; ++r) wanted[r] = extreme[r] / grid.value[end] * factor;
+      improve<V>(group, grid, wanted, best);
     }
+  }
+  for (int round = 0; round < kScaleRefits; ++round) {
+    for (int r = 0; r < kBandRows; ++r) wanted[r] = best.refit[r];
+    improve<V>(group, grid, wanted, best);
   }
 }
 
 // The scale that puts each row's extreme on the grid's lowest value: f16 bits, 0 for a row of
 // zeros, infinite where no f16 holds it; NaN if the row holds a NaN or an infinity.
 template <class V>
-void extreme_scales(const GroupColumns& group, const GridSteps& grid, uint16_t* scales) noexcept {
+void extreme_scales(const GroupColumns& group, const GridSearch& grid, uint16_t* scales) noexcept {
   alignas(64) float extreme[kBandRows];
   alignas(64) uint32_t magnitude[kBandRows];
   typename V::I largest = V::zero_int();
@@ -132,7 +139,7 @@ void extreme_scales(const GroupColumns& group, const GridSteps& grid, uint16_t* 
   V::store(extreme, extremes<V>(group));
   __builtin_memcpy(magnitude, &largest, sizeof magnitude);
   for (int r = 0; r < kBandRows; ++r) {
-    const uint16_t half = f32_to_f16_scale(extreme[r] / grid.lowest);
+    const uint16_t half = f32_to_f16_scale(extreme[r] / grid.value[0]);
     scales[r] = magnitude[r] >= 0x7f800000u ? 0x7e00u : (half & 0x7fffu) == 0 ? 0 : half;
   }
 }
@@ -145,7 +152,7 @@ typename V::F widen_scales(const uint16_t* scales) {
 }
 
 template <class V>
-void round_group(const GroupColumns& group, const GridSteps& grid, const uint16_t* scales,
+void round_group(const GroupColumns& group, const GridSearch& grid, const uint16_t* scales,
                  uint8_t* codes) noexcept {
   const typename V::F scale = widen_scales<V>(scales);
   for (int64_t j = 0; j < group.n; ++j) {
@@ -158,7 +165,7 @@ void round_group(const GroupColumns& group, const GridSteps& grid, const uint16_
 // before it: with e = weight - value, target[i] = fma(e[j], factor[j, i], target[i]) for i < j.
 // False if a target is not finite or needs a scale beyond f16.
 template <class V>
-bool feed_back(const FeedbackGroup& group, const GridSteps& grid, uint16_t* scales,
+bool feed_back(const FeedbackGroup& group, const GridSearch& grid, uint16_t* scales,
                uint8_t* codes) noexcept {
   using F = typename V::F;
   const int64_t n = group.n, stride = group.stride;
@@ -173,8 +180,9 @@ bool feed_back(const FeedbackGroup& group, const GridSteps& grid, uint16_t* scal
   const F scale = V::load(present), divisor = widen_scales<V>(scales);
   for (int64_t j = n - 1; j >= 0; --j) {
     const F y = V::div(V::load(group.targets + j * stride), divisor);
-    V::store_int8(reinterpret_cast<int8_t*>(codes) + j * kBandRows, nearest_code<V>(y, grid));
-    const F value = V::mul(nearest_value<V>(y, grid), scale);
+    const typename V::I code = nearest_code<V>(y, grid);
+    V::store_int8(reinterpret_cast<int8_t*>(codes) + j * kBandRows, code);
+    const F value = V::mul(V::pick(grid.value, code), scale);
     const F error = V::sub(V::load(group.weights + j * stride), value);
     V::store(group.errors + j * stride, error);
     const float* factor = group.factor + j * group.factor_stride;

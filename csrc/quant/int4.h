@@ -55,6 +55,15 @@ struct Int4Place {
     low |= high << 4;
     __builtin_memcpy(line + 4 * row, &low, sizeof low);
   }
+
+  // codes: u8 [8, 16], by column. The bytes may hold anything before.
+  static void put_columns(uint8_t* line, const uint8_t (*codes)[kBandRows]) {
+    for (int64_t row = 0; row < kBandRows; ++row) {
+      for (int64_t i = 0; i < 4; ++i) {
+        line[4 * row + i] = static_cast<uint8_t>(codes[i][row] | codes[4 + i][row] << 4);
+      }
+    }
+  }
 };
 
 }  // namespace llama2q

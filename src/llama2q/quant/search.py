@@ -14,8 +14,10 @@ from llama2q.quant.grids import midpoints
 
 _F32 = NDArray[np.float32]
 
-FACTORS = (1.0, 0.8, 0.86, 0.92, 1.04, 1.1)
+FACTORS = (1.0, 0.86, 0.93, 1.07)
 """Scales that are tried, relative to that which puts the extreme on the grid's end."""
+REFITS = 2
+"""How often the least-squares scale of the best codes is tried after them."""
 
 
 def encode(
@@ -27,9 +29,10 @@ def encode(
     """Round a matrix to the nearest grid values, of scales that are searched for.
 
     Of each group the scale is tried that puts its extreme on the grid's lowest value, and that
-    which puts it on the highest, times each of `FACTORS`; after each the least-squares scale of the
-    grid values that it gave. The first of the least errors wins; all zero or too large for float16
-    are passed over. Products and sums are float32, the columns of a group in ascending order.
+    which puts it on the highest, times each of `FACTORS`; then, `REFITS` times, the least-squares
+    scale of the grid values that the best one gave. The first of the least errors wins; scales that
+    are zero or too large for float16 are passed over. Products and sums are float32, the columns of
+    a group in ascending order.
 
     Parameters
     ----------
@@ -87,18 +90,23 @@ def _search(
     """Choose the scale of one group of each row: x float32 (rows, n), `first` to begin with."""
     high, low = x.max(axis=1), x.min(axis=1)
     extreme = np.where(-low >= high, low, high)
-    best, least = first.copy(), np.full(len(x), np.inf, np.float32)
+    best, refit = first.copy(), np.zeros(len(x), np.float32)
+    least = np.full(len(x), np.inf, np.float32)
+
+    def improve(wanted: _F32) -> None:
+        usable = np.abs(wanted) <= F16_MAX
+        tried = round_scale(np.where(usable, wanted, np.float32(0)))
+        error, product, square = _try(x, tried, grid, weighing)
+        better = usable & (tried != 0) & (error < least)
+        least[better], best[better] = error[better], tried[better]
+        found = np.divide(product, square, where=square > 0, out=np.zeros_like(square))
+        refit[better] = found[better]
+
     for end in (grid[0], grid[15]):
         for factor in FACTORS:
-            wanted = extreme / np.float32(end) * np.float32(factor)
-            for _ in range(2):
-                usable = np.abs(wanted) <= F16_MAX
-                tried = round_scale(np.where(usable, wanted, 0))
-                usable &= tried != 0
-                error, product, square = _try(x, tried, grid, weighing)
-                better = usable & (error < least)
-                least[better], best[better] = error[better], tried[better]
-                wanted = np.where(square > 0, product / np.where(square > 0, square, 1), 0)
+            improve(extreme / np.float32(end) * np.float32(factor))
+    for _ in range(REFITS):
+        improve(refit.copy())
     return best
 
 

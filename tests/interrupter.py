@@ -53,9 +53,11 @@ class Trial:
         self.checkpoint = checkpoint
         self.path = folder / "x.l2q"
         self.notes = folder.parent / "notes.json"
+        # Hundreds of times; calibrating the demo model takes seconds, the tiny one none.
+        self.method = "rtn" if checkpoint.name == "mini" else "gptq"
 
     def convert(self) -> None:
-        convert(self.checkpoint, self.path, n_threads=2)
+        convert(self.checkpoint, self.path, method=self.method, n_threads=2)
 
     def clear(self) -> None:
         for place in self.path.parent.iterdir():

@@ -117,7 +117,10 @@ class QualityReport:
         if not types:
             return []
         blocks = ["\n".join(["Matrices of the layers, and the others:", "", *types])]
-        means = {row.name: row.result.kl_mean.value for row in self.rows if row.series}
+        means: dict[str, float] = {}
+        for row in self.rows:
+            if row.series:  # of several KV caches the first, the reference's own
+                means.setdefault(row.name, row.result.kl_mean.value)
         if YARDSTICK in means:
             ratios = [f"{name} {mean / means[YARDSTICK]:.3f}" for name, mean in means.items()]
             blocks.append(f"Mean KL divergence over that of {YARDSTICK}: {'; '.join(ratios)}.")

@@ -191,7 +191,8 @@ struct FeedbackGroup {
 
 // Scales that search_scales() begins with, relative to that which puts the extreme on the grid's
 // end, and how often it goes on with the least-squares scale of the best one's codes.
-inline constexpr float kScaleFactors[] = {1.0f, 0.86f, 0.93f, 1.07f};
+// An array in ISA units: of each unit, never shared by the linker.
+static constexpr float kScaleFactors[] = {1.0f, 0.86f, 0.93f, 1.07f};
 inline constexpr int kScaleRefits = 2;
 
 // What one instruction set offers. The functions are noexcept, allocate nothing and take no lock;

@@ -20,8 +20,8 @@ import bench_peers
 import gguf_file
 import peers_report
 import q6_k
+from llama2q.converter.gguf_tensors import gguf_name
 from llama2q.errors import ExportError
-from llama2q.export.gguf import gguf_name
 from llama2q.format import L2qFile
 from llama2q.quant import grid_values, int4, int8
 from numpy_quantizers import SMALL

@@ -26,7 +26,7 @@ void load_columns(const WeightSource& source, int64_t first_row, int64_t width, 
 
 // The codes of a group before they are packed: u8 [column, row], whole lines of them.
 struct GroupCodes {
-  alignas(64) uint8_t code[128][kBandRows];
+  alignas(64) uint8_t code[kMaxGroup][kBandRows];
 
   uint8_t* data() { return &code[0][0]; }
 };

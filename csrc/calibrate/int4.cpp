@@ -8,8 +8,6 @@
 namespace llama2q {
 namespace {
 
-constexpr int64_t kMostColumns = 128;  // of a group
-
 template <class Element, class Widen>
 void load_typed(const WeightSource& source, int64_t first_row, int64_t rows, int64_t column,
                 int64_t n, float* out, int64_t stride, Widen widen) {
@@ -65,7 +63,7 @@ QuantizeFault search_int4(const KernelTable& table, const Int4Matrix& matrix,
                           const Int4Output& output) noexcept {
   const GridSearch grid = grid_search(matrix.grid);
   const WeightSource& source = matrix.source;
-  alignas(64) float x[kMostColumns * kBandRows];
+  alignas(64) float x[kMaxGroup * kBandRows];
   GroupCodes codes;
   uint16_t scales[kBandRows];
   QuantizeFault fault;

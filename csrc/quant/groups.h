@@ -6,11 +6,11 @@
 #include <cstdint>
 
 #include "base/types.h"
+#include "quant/matrix.h"
 #include "quant/quantize.h"
 
 namespace llama2q {
 
-inline constexpr int64_t kMaxGroup = 128;
 // Every group size is a multiple of it.
 inline constexpr int64_t kStep = 32;
 

@@ -40,14 +40,8 @@ struct Int4Lines {
 
 // Stores codes where the kernels read them.
 struct Int4Place {
-  // line: u8 [64]; row in 0..15, column in 0..7, code in 0..15. The byte must start as zero.
-  static void put(uint8_t* line, int64_t row, int64_t column, unsigned code) {
-    const unsigned shifted = column < 4 ? code : code << 4;
-    uint8_t& byte = line[4 * row + (column & 3)];
-    byte = static_cast<uint8_t>(byte | shifted);
-  }
-
-  // codes: u8 [8], of a row's columns. The bytes may hold anything before.
+  // line: u8 [64], which may hold anything before; row in 0..15; codes: u8 [8] in 0..15, of the
+  // row's columns.
   static void put_row(uint8_t* line, int64_t row, const uint8_t* codes) {
     uint32_t low, high;  // no shift by 4 leaves its byte
     __builtin_memcpy(&low, codes, sizeof low);
@@ -56,7 +50,7 @@ struct Int4Place {
     __builtin_memcpy(line + 4 * row, &low, sizeof low);
   }
 
-  // codes: u8 [8, 16], by column. The bytes may hold anything before.
+  // codes: u8 [8, 16], by column.
   static void put_columns(uint8_t* line, const uint8_t (*codes)[kBandRows]) {
     for (int64_t row = 0; row < kBandRows; ++row) {
       for (int64_t i = 0; i < 4; ++i) {

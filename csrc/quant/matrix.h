@@ -10,6 +10,8 @@ inline constexpr int64_t kLineBytes = 64;
 // Columns that one 64-byte line of 16 rows holds.
 inline constexpr int64_t kInt4LineColumns = 8;
 inline constexpr int64_t kInt8LineColumns = 4;
+// Columns that share a scale, at most.
+inline constexpr int64_t kMaxGroup = 128;
 
 enum class MatrixKind : int32_t { kInt4, kInt8, kF32, kF16, kBf16 };
 

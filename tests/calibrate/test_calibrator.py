@@ -93,7 +93,17 @@ def test_a_text_of_ones_own(mini_checkpoint: Path, tmp_path: Path, prose: Path) 
             mini_checkpoint, tmp_path / f"{number}.l2q", method="calibrated", calibration_text=text
         )
         ids.append(report.model_id)
+        assert bool(report.notes) == (text is not None)  # of 1024 tokens
     assert ids[0] != ids[1] == ids[2]
+
+
+def test_a_text_that_is_short(mini_checkpoint: Path, tmp_path: Path, prose: Path) -> None:
+    """Both the plan and the report say so."""
+    arguments: dict[str, Any] = {"method": "calibrated", "calibration_text": prose}
+    plan = llama2q.plan_conversion(mini_checkpoint, tmp_path / "x.l2q", **arguments)
+    report = llama2q.convert(mini_checkpoint, tmp_path / "x.l2q", **arguments)
+    assert plan.notes == report.notes
+    assert "tokens in whole windows of 512; with fewer than 10240" in report.notes[0]
 
 
 @pytest.mark.usefixtures("short")

@@ -28,7 +28,9 @@ def test_factors_of_damped_moments() -> None:
     assert factors.damping == DAMPING
 
 
-def test_moments_that_need_more_damping(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_that_need_more_damping(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """One direction holds nearly all of them: float32 cannot tell the rest from zero."""
     monkeypatch.setattr(moments_module, "DAMPING", 1e-7)
     rng = np.random.default_rng(1)
@@ -36,6 +38,7 @@ def test_moments_that_need_more_damping(monkeypatch: pytest.MonkeyPatch) -> None
     x[:, :190] += np.float32(3e4) * rng.standard_normal((40, 1)).astype(np.float32)
     factors = Moments(200, 1).add(x).factor()
     assert factors.damping > 1e-7
+    assert f"damping is now {factors.damping:g} of their mean" in caplog.text
     lower = np.tril(factors.ldl, -1).astype(np.float64) + np.eye(200)
     h = x.astype(np.float64).T @ x
     h += factors.damping * np.trace(h) / 200 * np.eye(200)

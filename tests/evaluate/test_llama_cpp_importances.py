@@ -15,7 +15,7 @@ import llama2q
 import llama_cpp_importances
 import llama_cpp_peer
 from evaluate.fake_llama_cpp import FakeGgml, FakeLlamaCpp, needs_llama_cpp
-from llama2q.export.gguf import gguf_name
+from llama2q.converter.gguf_tensors import gguf_name
 from llama_cpp_peer import PeerError, PeerType
 from reference import Float64Ops, Forward
 from reference_weights import load_meta

@@ -32,6 +32,17 @@ class Calibration:
     windows: tuple[list[int], ...]
     description: str
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know: a text that is shorter than what is asked of it."""
+        n_tokens = sum(map(len, self.windows))
+        if n_tokens + WINDOW > N_TOKENS:
+            return ()
+        return (
+            f"the calibration text has {n_tokens} tokens in whole windows of {WINDOW}; with fewer "
+            f"than {N_TOKENS} the codes fit this text rather than the language",
+        )
+
     @classmethod
     def of(cls, tokenizer_bytes: bytes, path: Path | None) -> Self:
         """Cut the text of a file, or by default the one that comes with the package.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Self, TypeAlias
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from llama2q import _core
 from llama2q.errors import CalibrationError
+
+_log = logging.getLogger(__name__)
 
 _F32: TypeAlias = NDArray[np.float32]
 
@@ -80,6 +83,12 @@ class Moments:
                 return Factors(h, importance, damping)
             _restore(h)
             damping *= 10
+            _log.warning(
+                "the second moments of %d inputs cannot be factored in float32; damping is now %g "
+                "of their mean",
+                width,
+                damping,
+            )
         raise CalibrationError(f"the inputs' second moments {list(h.shape)} cannot be factored")
 
 

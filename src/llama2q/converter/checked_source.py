@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import NDArray
 
+from llama2q.closing import Closing
 from llama2q.converter.checklist import ListedFile
 from llama2q.converter.forms import Checkpoint
 from llama2q.converter.hub_cache import check_blobs
 from llama2q.converter.sources import SourceHasher
 
 
-class CheckedSource:
+class CheckedSource(Closing):
     """Reads tensors while other threads check them.
 
     By the MD5 of whole files where a checklist has it, by the CRC-32 of the tensors elsewhere; by
@@ -69,15 +69,6 @@ class CheckedSource:
         check_blobs(self._blobs, hashes)
         return hashes
 
-    def __enter__(self) -> Self:
-        """Return the source itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Wait for the check that is running."""
         self._pool.shutdown(cancel_futures=True)

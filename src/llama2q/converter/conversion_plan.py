@@ -196,7 +196,7 @@ def plan_conversion(
             available_bytes=memory.available_bytes(),
             seconds=cost.seconds,
             obstacles=obstacles,
-            notes=job.checkpoint.notes,
+            notes=job.notes,
         )
 
 

@@ -252,7 +252,7 @@ def convert_with(
         peak_rss_bytes=memory.peak_resident_bytes(),
         n_checksums=len(listed) + len(blobs),
         terms=terms_of(metadata),
-        notes=checkpoint.notes,
+        notes=job.notes,
         tensors=() if gguf is None else gguf.reports(job.recipe),
     )
 

@@ -22,8 +22,8 @@ from llama2q.closing import Closing
 from llama2q.converter.foreign import HUB_AGAIN, describe_foreign
 from llama2q.converter.gguf_types import TYPES, GgmlType
 from llama2q.converter.json_file import shown
-from llama2q.converter.mapped_file import MappedFile
-from llama2q.errors import CheckpointNotFoundError, ShardFormatError, TruncatedShardError
+from llama2q.converter.mapped_file import MappedFile, map_download
+from llama2q.errors import ShardFormatError, TruncatedShardError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -117,11 +117,7 @@ class GgufFile(Closing):
     def __init__(self, path: str | Path) -> None:
         """Open and check."""
         self.path = Path(path)
-        if not self.path.is_file():
-            raise CheckpointNotFoundError(f"{self.path} is not a file")
-        if self.path.stat().st_size == 0:
-            raise TruncatedShardError(f"{self.path.name} is empty; {HUB_AGAIN}")
-        self._file = MappedFile(self.path)
+        self._file = map_download(self.path)
         try:
             reader = _HeaderReader(self._file)
             n_tensors, n_values = reader.head()
@@ -140,8 +136,7 @@ class GgufFile(Closing):
 
 def _alignment(where: str, values: Mapping[str, Value]) -> int:
     found = values.get("general.alignment", DEFAULT_ALIGNMENT)
-    is_sound = type(found) is int and 8 <= found <= MAX_ALIGNMENT and found & (found - 1) == 0
-    if not is_sound or not isinstance(found, int):
+    if type(found) is not int or not 8 <= found <= MAX_ALIGNMENT or found & (found - 1):
         raise ShardFormatError(
             f"{where}: general.alignment is {shown(found)}; expected a power of two from 8 to "
             f"{MAX_ALIGNMENT}"
@@ -260,7 +255,8 @@ class _HeaderReader:
         if kind == _STRING:
             return self._bytes(key).decode("utf-8", "replace")
         if kind != _ARRAY:
-            return self._numbers(kind, 1, key)[0].item()  # type: ignore[no-any-return]
+            number: float | int | bool = self._numbers(kind, 1, key)[0].item()
+            return number
         item, count = self._unpack("<IQ", key)
         if count > MAX_ELEMENTS:
             raise ShardFormatError(

@@ -67,6 +67,12 @@ class Job:
         return self.metadata.recipe
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how checkpoint and calibration text were read."""
+        calibration = () if self.calibration is None else self.calibration.notes
+        return (*self.checkpoint.notes, *calibration)
+
+    @property
     def input_bytes(self) -> int:
         """Sizes of the source files together."""
         return sum(entry.bytes for entry in self.metadata.source)

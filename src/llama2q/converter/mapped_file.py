@@ -11,9 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.closing import Closing
-from llama2q.errors import ClosedError
+from llama2q.converter.foreign import HUB_AGAIN
+from llama2q.errors import CheckpointNotFoundError, ClosedError, TruncatedShardError
 
 _CRC_CHUNK = 1 << 24
+
+
+def map_download(path: Path) -> MappedFile:
+    """Map a file of Hugging Face's hub.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        There is no such file.
+    TruncatedShardError
+        It is empty.
+    """
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise TruncatedShardError(f"{path.name} is empty; {HUB_AGAIN}")
+    return MappedFile(path)
 
 
 class MappedFile(Closing):

@@ -13,9 +13,9 @@ from typing import Any
 from llama2q.closing import Closing
 from llama2q.converter.foreign import HUB_AGAIN, describe_foreign
 from llama2q.converter.json_file import parse_json_object, shown
-from llama2q.converter.mapped_file import MappedFile
+from llama2q.converter.mapped_file import map_download
 from llama2q.converter.mapped_tensor import MappedTensor
-from llama2q.errors import CheckpointNotFoundError, ShardFormatError, TruncatedShardError
+from llama2q.errors import ShardFormatError, TruncatedShardError
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 1 << 24
@@ -64,11 +64,7 @@ class SafetensorsFile(Closing):
     def __init__(self, path: str | Path) -> None:
         """Open and check."""
         self.path = Path(path)
-        if not self.path.is_file():
-            raise CheckpointNotFoundError(f"{self.path} is not a file")
-        if self.path.stat().st_size == 0:
-            raise TruncatedShardError(f"{self.path.name} is empty; {HUB_AGAIN}")
-        self._file = MappedFile(self.path)
+        self._file = map_download(self.path)
         try:
             self.tensors = MappingProxyType(self._read_tensors())
         except BaseException:

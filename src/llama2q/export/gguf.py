@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from llama2q.converter.gguf_tensors import gguf_name
 from llama2q.errors import ExportError
 from llama2q.export import gguf_container as container
 from llama2q.export.gguf_blocks import block_scales, int4_blocks, int8_blocks
@@ -36,19 +37,6 @@ _TYPES = {
     ("bf16", None): container.BF16,
 }
 """Type and grid of a `.l2q` matrix -> the type of GGUF that holds the same numbers."""
-
-_OUTSIDE = {EMBEDDINGS: "token_embd.weight", "norm.weight": "output_norm.weight", OUTPUT: OUTPUT}
-_IN_LAYER = {
-    "attention_norm": "attn_norm",
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "ffn_norm": "ffn_norm",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-}
 
 Planned = tuple[GgufTensor, StreamedTensor]
 
@@ -122,14 +110,6 @@ def write_gguf(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def gguf_name(name: str) -> str:
-    """Return GGUF's name of a tensor, given Meta's."""
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    _, layer, rest = name.split(".", 2)
-    return f"blk.{layer}.{_IN_LAYER[rest.removesuffix('.weight')]}.weight"
 
 
 def tensors_of(file: L2qFile) -> list[Planned]:

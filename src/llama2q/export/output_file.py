@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.errors import (
-    DiskSpaceError,
     FileInUseError,
     InvalidArgumentError,
-    Llama2qError,
-    OutputError,
     OutputExistsError,
 )
 from llama2q.files import (
@@ -30,7 +26,7 @@ from llama2q.files import (
     replace,
     require_replaceable,
 )
-from llama2q.format.outline import check_disk_room, part_path
+from llama2q.format.outline import check_disk_room, named_write_errors, part_path
 from llama2q.format.writer import refuse_existing
 
 Progress = Callable[[int, int, str], None]
@@ -101,7 +97,7 @@ def write_file(
         See `llama2q.errors`.
     """
     total = len(header) + sum(t.n_bytes + -t.n_bytes % alignment for t in tensors)
-    with _named_errors(path, total):
+    with named_write_errors(path, total, "export"):
         _refuse_existing(path, source, overwrite=overwrite)
         check_disk_room(path, total)
         part = part_path(path)
@@ -159,18 +155,3 @@ def _write_tensor(file: BinaryIO, tensor: StreamedTensor) -> None:
         written += len(view)
     if written != tensor.n_bytes:
         raise InvalidArgumentError(f"{tensor.name} has {written} bytes, not {tensor.n_bytes}")
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path, total: int) -> Iterator[None]:
-    try:
-        yield
-    except Llama2qError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise DiskSpaceError(
-                f"the disk is full: {path.name} needs {total / 1e9:.2f} GB in {path.parent}; make "
-                "room and export again"
-            ) from error
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from llama2q.errors import DiskSpaceError
+from llama2q.errors import DiskSpaceError, Llama2qError, OutputError
 from llama2q.format.header import HASH_PLACEHOLDER, build_header
 from llama2q.format.layout import PlacedTensor, is_pad, place, tensor_specs
 from llama2q.format.metadata import Metadata
@@ -88,6 +90,22 @@ def disk_room_bytes(path: Path) -> int:
     with contextlib.suppress(OSError):
         held = getattr(part_path(path).stat(), "st_blocks", 0) * 512
     return shutil.disk_usage(path.parent).free + held
+
+
+@contextlib.contextmanager
+def named_write_errors(path: Path, file_bytes: int, again: str) -> Iterator[None]:
+    """Turn OSError into DiskSpaceError or OutputError; `again` is what to do with room made."""
+    try:
+        yield
+    except Llama2qError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise DiskSpaceError(
+                f"the disk is full: {path.name} needs {file_bytes / 1e9:.2f} GB in {path.parent}; "
+                f"make room and {again} again"
+            ) from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def check_disk_room(path: Path, file_bytes: int) -> None:

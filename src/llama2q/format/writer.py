@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -17,11 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q.errors import (
-    DiskSpaceError,
     FileInUseError,
     InvalidArgumentError,
-    Llama2qError,
-    OutputError,
     OutputExistsError,
 )
 from llama2q.files import (
@@ -43,7 +39,13 @@ from llama2q.format.layout import (
     model_parts,
 )
 from llama2q.format.metadata import Metadata, require_hash
-from llama2q.format.outline import Outline, check_disk_room, journal_path, part_path
+from llama2q.format.outline import (
+    Outline,
+    check_disk_room,
+    journal_path,
+    named_write_errors,
+    part_path,
+)
 from llama2q.format.rope import inv_freq
 from llama2q.quant.quant_type import NUMPY_DTYPES
 
@@ -253,21 +255,8 @@ class Writer:
         with contextlib.suppress(OSError):
             self._journal.remove()
 
-    @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Llama2qError:
-            raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-                raise DiskSpaceError(
-                    f"the disk is full: {self.path.name} needs {self.file_bytes / 1e9:.2f} GB in "
-                    f"{self.path.parent}; make room and convert again"
-                ) from error
-            raise OutputError(
-                f"{self.path} cannot be written: {error.strerror or error}"
-            ) from error
+    def _named_errors(self) -> contextlib.AbstractContextManager[None]:
+        return named_write_errors(self.path, self.file_bytes, "convert")
 
     def _final(self, hashes: Mapping[str, str]) -> Metadata:
         source = tuple(

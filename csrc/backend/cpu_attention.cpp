@@ -95,6 +95,11 @@ bool CpuBackend::append(const Batch& batch, const KvLayerView& cache, int64_t n_
   return finite.load();
 }
 
+void CpuBackend::attend(const LayerView& layer, const Batch& batch, const KvLayerView& cache,
+                        const float* q, float* attended) {
+  attend(batch, cache, layer.wq.rows / cache.head_dim, q, attended);
+}
+
 void CpuBackend::attend(const Batch& batch, const KvLayerView& cache, int64_t n_heads,
                         const float* q, float* attended) {
   const AttentionArgs args{

@@ -25,7 +25,9 @@ CpuBackend::CpuBackend(const KernelTable& kernels, int n_threads)
     : kernels_(kernels), pool_(n_threads) {}
 
 int64_t CpuBackend::work_bytes() const {
-  return normed_.bytes() + codes_.bytes() + wide_codes_.bytes() + scales_.bytes() +
+  int64_t rows = asked_.bytes();
+  for (const Buffer<float>& buffer : rows_) rows += buffer.bytes();
+  return rows + normed_.bytes() + codes_.bytes() + wide_codes_.bytes() + scales_.bytes() +
          corrections_.bytes() + keys_.bytes() + values_.bytes() + matmul_scratch_.bytes() +
          attention_bytes();
 }
@@ -40,7 +42,9 @@ int64_t CpuBackend::work_bytes(const KernelTable& kernels, const WorkShape& shap
   const int64_t codes = n_groups * shape.group_size * (wide ? 3 : 1);
   const int64_t scales_and_corrections = n_groups * (kFloat + int64_t{sizeof(int32_t)});
   const int64_t keys_and_values = 2 * shape.kv_dim * kFloat;
-  return shape.n_tokens * (normed + codes + scales_and_corrections + keys_and_values) +
+  const int64_t rows = (3 * shape.dim + shape.hidden_dim) * kFloat;  // x, q, attended, hidden
+  return shape.n_tokens * (rows + normed + codes + scales_and_corrections + keys_and_values) +
+         shape.n_rows * shape.dim * kFloat +
          (shape.group_size == 0 ? 0 : n_threads * kFloat * matmul_scratch(shape.n_tokens)) +
          attention_bytes(shape, n_threads);
 }
@@ -133,8 +137,10 @@ void CpuBackend::run_matmuls(std::span<const MatmulArgs> jobs) {
   });
 }
 
-void CpuBackend::embed(const EmbeddingView& table, const int32_t* token_ids, int64_t n, float* x) {
-  for (int64_t t = 0; t < n; ++t) kernels_.embed(table, token_ids[t], x + t * table.cols);
+void CpuBackend::embed(const EmbeddingView& table, const Pass& pass, float* x) {
+  for (int64_t t = 0; t < pass.batch->n_tokens; ++t) {
+    kernels_.embed(table, pass.token_ids[t], x + t * table.cols);
+  }
 }
 
 bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
@@ -154,17 +160,13 @@ bool CpuBackend::qkv(const LayerView& layer, float eps, const Batch& batch,
   return append(batch, cache, layer.wq.rows / cache.head_dim, k, v, q);
 }
 
-bool CpuBackend::add_matmul(const MatrixView& matrix, int64_t n, const float* input, float* x) {
-  const std::array readers{&matrix};
-  ActivationView view;
-  if (!prepare(input, nullptr, n, readers, view)) return false;
-  const std::array jobs{MatmulArgs{&matrix, view, x, matrix.rows, matrix.rows, Epilogue::kAdd}};
-  run_matmuls(jobs);
-  return true;
+bool CpuBackend::project(const LayerView& layer, int64_t n, const float* attended, float* x) {
+  return matmul(layer.wo, n, attended, x, true);
 }
 
-bool CpuBackend::gate_up(const LayerView& layer, float eps, int64_t hidden_dim, int64_t n,
-                         const float* x, float* hidden) {
+bool CpuBackend::gate_up(const LayerView& layer, float eps, int64_t n, const float* x,
+                         float* hidden) {
+  const int64_t hidden_dim = layer.w2.cols;
   const std::array readers{&layer.w1_w3};
   const Norm norm{layer.ffn_norm, eps};
   ActivationView view;
@@ -175,33 +177,42 @@ bool CpuBackend::gate_up(const LayerView& layer, float eps, int64_t hidden_dim, 
   return true;
 }
 
-bool CpuBackend::output(const float* norm, const MatrixView& matrix, float eps, int64_t n,
-                        const float* x, float* logits) {
-  const std::array readers{&matrix};
+bool CpuBackend::down(const LayerView& layer, int64_t n, const float* hidden, float* x) {
+  return matmul(layer.w2, n, hidden, x, true);
+}
+
+bool CpuBackend::output(const float* norm, const MatrixView* matrix, int64_t dim, float eps,
+                        const Pass& pass, const float* x, float* y) {
+  const int64_t n = pass.n_rows;
+  float* asked = asked_.reserve(n * dim);
+  for (int64_t i = 0; i < n; ++i) {
+    std::copy_n(x + pass.output_rows[i] * dim, dim, asked + i * dim);
+  }
+  if (matrix == nullptr) return normalize(asked, {norm, eps}, dim, n, y);
+  const std::array readers{matrix};
   const Norm final{norm, eps};
   ActivationView view;
-  if (!prepare(x, &final, n, readers, view)) return false;
-  const std::array jobs{
-      MatmulArgs{&matrix, view, logits, matrix.rows, matrix.rows, Epilogue::kStore}};
+  if (!prepare(asked, &final, n, readers, view)) return false;
+  const std::array jobs{MatmulArgs{matrix, view, y, matrix->rows, matrix->rows, Epilogue::kStore}};
   run_matmuls(jobs);
   return true;
 }
 
-bool CpuBackend::final_norm(const float* norm, int64_t dim, float eps, int64_t n, const float* x,
-                            float* y) {
+bool CpuBackend::normalize(const float* x, const Norm& norm, int64_t dim, int64_t n, float* y) {
   bool finite = true;
   for (int64_t t = 0; t < n; ++t) {
-    kernels_.rms_norm(x + t * dim, norm, dim, eps, y + t * dim);
+    kernels_.rms_norm(x + t * dim, norm.weight, dim, norm.eps, y + t * dim);
     finite = kernels_.all_finite(y + t * dim, dim) && finite;
   }
   return finite;
 }
 
-bool CpuBackend::matmul(const MatrixView& matrix, int64_t n, const float* x, float* y) {
+bool CpuBackend::matmul(const MatrixView& matrix, int64_t n, const float* x, float* y, bool add) {
   const std::array readers{&matrix};
   ActivationView view;
   if (!prepare(x, nullptr, n, readers, view)) return false;
-  const std::array jobs{MatmulArgs{&matrix, view, y, matrix.rows, matrix.rows, Epilogue::kStore}};
+  const Epilogue epilogue = add ? Epilogue::kAdd : Epilogue::kStore;
+  const std::array jobs{MatmulArgs{&matrix, view, y, matrix.rows, matrix.rows, epilogue}};
   run_matmuls(jobs);
   return true;
 }

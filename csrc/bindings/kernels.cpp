@@ -170,7 +170,8 @@ py::array_t<float> attention(const py::array& q, const py::array& k, const py::a
   const py::gil_scoped_release release;
   const FloatEnv environment;
   const int64_t n_blocks = (n_keys + kBlockSize - 1) / kBlockSize;
-  KvCache cache(kv_type_of(kv_dtype), 1, n_blocks, n_kv_heads, head_dim);
+  CpuBackend backend(table, n_threads.value_or(default_thread_count()));
+  KvCache cache(backend, kv_type_of(kv_dtype), 1, n_blocks, n_kv_heads, head_dim);
   std::vector<int32_t> blocks(static_cast<size_t>(n_blocks));
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
   std::vector<int32_t> key_positions(static_cast<size_t>(n_keys));
@@ -194,7 +195,6 @@ py::array_t<float> attention(const py::array& q, const py::array& k, const py::a
                     .max_blocks = n_blocks,
                     .cos = {},
                     .sin = {}};
-  CpuBackend backend(table, n_threads.value_or(default_thread_count()));
   backend.attend(batch, cache.layer(0), n_heads, data_of<float>(q), data);
   return out;
 }

@@ -76,24 +76,24 @@ class PyModel {
                     .inv_freq = {}};
     keep(embedding.codes, embedding.scales);
     keep(output.codes, output.scales);
-    for (const py::handle& layer : layers) weights.layers.push_back(layer_of(layer, shape));
+    for (const py::handle& layer : layers) {
+      weights.layers.push_back(layer_of(layer, std::ssize(weights.layers), shape));
+    }
     check_array(inv_freq, "inv_freq", "float64", {shape.head_dim() / 2});
     weights.inv_freq.assign(data_of<double>(inv_freq), data_of<double>(inv_freq) + inv_freq.size());
     auto backend = std::make_unique<CpuBackend>(kernels_named(isa),
                                                 n_threads.value_or(default_thread_count()));
     isa_ = backend->kernels().name;
     n_threads_ = backend->n_threads();
-    auto cache = std::make_unique<KvCache>(kv_type_of(kv_dtype), shape.n_layers, n_blocks,
-                                           shape.n_kv_heads, shape.head_dim());
-    forward_ =
-        std::make_unique<Forward>(shape, std::move(weights), std::move(backend), std::move(cache));
+    forward_ = std::make_unique<Forward>(shape, std::move(weights), std::move(backend),
+                                         kv_type_of(kv_dtype), n_blocks);
   }
 
-  int64_t n_blocks() const { return forward_->cache().n_blocks(); }
+  int64_t n_blocks() const { return forward_->n_blocks(); }
   int n_threads() const { return n_threads_; }
   int64_t work_bytes() const { return forward_->work_bytes(); }
   const std::string& isa() const { return isa_; }
-  const char* kv_dtype() const { return name_of(forward_->cache().type()); }
+  const char* kv_dtype() const { return name_of(forward_->kv_type()); }
 
   py::array_t<float> step(const py::array& token_ids, const py::array& positions,
                           const py::array& sequence_of_token, const py::array& block_tables,
@@ -114,8 +114,7 @@ class PyModel {
     check_array(source, "source", "int32", {kAny});
     check_array(destination, "destination", "int32", {source.size()});
     locked([&] {
-      forward_->cache().copy_blocks(data_of<int32_t>(source), data_of<int32_t>(destination),
-                                    source.size());
+      forward_->copy_blocks(data_of<int32_t>(source), data_of<int32_t>(destination), source.size());
     });
   }
 
@@ -229,7 +228,7 @@ class PyModel {
     return data_of<float>(array);
   }
 
-  LayerView layer_of(const py::handle& values, const Config& config) {
+  LayerView layer_of(const py::handle& values, int64_t index, const Config& config) {
     require(py::isinstance<py::dict>(values),
             std::string("a layer is a ") + Py_TYPE(values.ptr())->tp_name + "; expected a dict");
     const auto get = [&](const char* key) {
@@ -252,7 +251,8 @@ class PyModel {
       if (!py::isinstance<py::array>(held)) refuse(held, key, "an array");
       return vector(py::reinterpret_borrow<py::array>(held), key, config.dim);
     };
-    return {.attention_norm = norm("attention_norm"),
+    return {.index = index,
+            .attention_norm = norm("attention_norm"),
             .wq = matrix("wq"),
             .wk = matrix("wk"),
             .wv = matrix("wv"),

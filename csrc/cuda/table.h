@@ -17,6 +17,9 @@ inline constexpr char kDeviceTableSymbol[] = "llama2q_device_table";
 
 enum class DeviceFault : int32_t { kNone, kOutOfMemory, kNoDevice, kOldDriver, kOther };
 
+// Where a value was not finite.
+enum class DeviceOp : int32_t { kEmbed, kQkv, kAttend, kProject, kGateUp, kDown, kOutput };
+
 struct DeviceFailure {
   DeviceFault fault;
   char text[488];
@@ -27,7 +30,7 @@ struct DeviceInfo {
   int64_t total_bytes, free_bytes;
   int32_t major, minor;  // compute capability
   int32_t n_multiprocessors;
-  int32_t driver_version;  // 1000 * major + 10 * minor of the CUDA version that it supports
+  int32_t driver_version;    // 1000 * major + 10 * minor of the CUDA version that it supports
   int64_t bytes_per_second;  // of its memory, by its clock and bus; 0 if it does not tell
 };
 
@@ -38,16 +41,6 @@ struct DeviceShape {
   int64_t max_sequences;  // block tables of a step
   int64_t n_tokens;       // of a pass over the layers, at most
   int64_t n_rows;         // outputs of a pass, at most
-};
-
-// A layer's weights on a device; the matrices lie as csrc/cuda/layout.h says.
-struct DeviceLayer {
-  int64_t index;  // of the model, for messages
-  const float* attention_norm;
-  MatrixView wq, wk, wv, wo;
-  const float* ffn_norm;
-  MatrixView w1_w3, w2;
-  float eps;
 };
 
 // Host arrays, copied by begin().
@@ -61,9 +54,6 @@ struct DeviceBatch {
   const float* cos;                  // [n_tokens, head_dim / 2]
   const float* sin;
 };
-
-// Rows of f32 that ops read and write.
-enum class DeviceRows : int32_t { kX, kQ, kAttended, kHidden, kOutput };
 
 struct Device;
 
@@ -92,7 +82,7 @@ struct DeviceTable {
   int (*place_matrix)(Device* device, const MatrixView* host, void* memory, MatrixView* placed,
                       DeviceFailure* failure);
 
-  float* (*rows)(Device* device, DeviceRows which);
+  float* (*rows)(Device* device, Rows which);
 
   // A pass: begin, then either replay (found = 1: all that was recorded under the key is queued
   // again), or the ops, between record and end_record if they are to be replayed; then finish,
@@ -103,18 +93,23 @@ struct DeviceTable {
   int (*end_record)(Device* device, uint64_t key, int32_t keep, DeviceFailure* failure);
   int (*finish)(Device* device, int64_t* layer, int32_t* op, DeviceFailure* failure);
 
-  int (*embed)(Device* device, const EmbeddingView* table, DeviceFailure* failure);  // -> kX
-  int (*qkv)(Device* device, const DeviceLayer* layer, const KvLayerView* cache,
-             DeviceFailure* failure);  // kX -> kQ and the cache
-  int (*attend)(Device* device, const DeviceLayer* layer, const KvLayerView* cache,
-                DeviceFailure* failure);  // kQ -> kAttended
-  int (*project)(Device* device, const DeviceLayer* layer, DeviceFailure* failure);
-  int (*gate_up)(Device* device, const DeviceLayer* layer, DeviceFailure* failure);
-  int (*down)(Device* device, const DeviceLayer* layer, DeviceFailure* failure);
-  // The batch's output_rows of kX -> kOutput: logits, or the final norm alone if matrix is null.
-  int (*output)(Device* device, const float* norm, float eps, const MatrixView* matrix,
-                DeviceFailure* failure);
-  // k largest of each row of kOutput, descending, ties to the lower id -> host [n_rows, k].
+  // The ops of backend/backend.h, for the tokens of the batch. `layer` is named if a value is not
+  // finite. Matrices lie as csrc/cuda/layout.h says.
+  int (*embed)(Device* device, const EmbeddingView* table, float* x, DeviceFailure* failure);
+  int (*qkv)(Device* device, const LayerView* layer, float eps, const KvLayerView* cache,
+             const float* x, float* q, DeviceFailure* failure);
+  int (*attend)(Device* device, const LayerView* layer, const KvLayerView* cache, const float* q,
+                float* attended, DeviceFailure* failure);
+  int (*project)(Device* device, const LayerView* layer, const float* attended, float* x,
+                 DeviceFailure* failure);
+  int (*gate_up)(Device* device, const LayerView* layer, float eps, const float* x, float* hidden,
+                 DeviceFailure* failure);
+  int (*down)(Device* device, const LayerView* layer, const float* hidden, float* x,
+              DeviceFailure* failure);
+  // The batch's output_rows of x -> y: logits, or the final norm alone if matrix is null.
+  int (*output)(Device* device, const float* norm, const MatrixView* matrix, float eps,
+                const float* x, float* y, DeviceFailure* failure);
+  // k largest of each row of Rows::kOutput, descending, ties to the lower id -> host [n_rows, k].
   int (*select)(Device* device, int64_t k, float* values, int32_t* ids, DeviceFailure* failure);
 
   // K and V of source[i] -> destination[i] (host arrays) in every layer (a host array of views).

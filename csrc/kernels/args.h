@@ -51,6 +51,10 @@ struct MatmulArgs {
 
 enum class KvType : int32_t { kF32, kF16, kInt8 };
 
+constexpr int64_t element_bytes(KvType type) {
+  return type == KvType::kF32 ? 4 : type == KvType::kF16 ? 2 : 1;
+}
+
 // One layer's K and V.
 struct KvLayerView {
   KvType type;
@@ -84,6 +88,21 @@ struct AttentionArgs {
   int64_t n_heads;
   float scale;  // fp32(1 / sqrt(head_dim))
 };
+
+// The weights of one layer; norms are f32 [dim].
+struct LayerView {
+  int64_t index;  // in the model
+  const float* attention_norm;
+  MatrixView wq, wk, wv;  // [n_heads * head_dim | n_kv_heads * head_dim, dim]
+  MatrixView wo;          // [dim, n_heads * head_dim]
+  const float* ffn_norm;
+  MatrixView w1_w3;  // bands of w1 and w3 alternate; rows = 2 * 16 * ceil(hidden_dim / 16)
+  MatrixView w2;     // [dim, hidden_dim]
+};
+
+// Rows of f32 that a forward pass keeps.
+enum class Rows : int32_t { kX, kQ, kAttended, kHidden, kOutput };
+inline constexpr int kRows = 5;
 
 // Query rows of one KV head: row i is query head i % group of the group of token i / group. Their
 // tokens belong to one sequence.

@@ -1,10 +1,10 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
-#include "backend/cpu_backend.h"
 #include "base/check.h"
 #include "base/float_env.h"
 
@@ -16,33 +16,106 @@ using std::to_string;
 // Tokens per pass over the layers: bounds the work space.
 constexpr int64_t kStepChunk = 512;
 
-void require_finite(bool finite, int64_t layer, const char* op) {
-  if (finite) return;
-  throw NonFinite("layer " + to_string(layer) + ", " + op +
-                  ": a value became NaN or infinite (or too large for the KV cache's type); the "
-                  "weights are damaged, or kv_dtype=\"f32\" is needed");
+// A pass of tokens without positions, for ops that need none.
+Batch plain_batch(int64_t n) {
+  return {.n_tokens = n,
+          .positions = nullptr,
+          .sequence_of_token = nullptr,
+          .block_tables = nullptr,
+          .n_sequences = 0,
+          .max_blocks = 0,
+          .cos = {},
+          .sin = {}};
 }
+
+Pass pass_of(const Batch& batch) { return {&batch, nullptr, nullptr, 0}; }
+
+// Rows of an op on the host, and where a backend that is elsewhere keeps such.
+struct HostRows {
+  Rows which;
+  float* data;
+  int64_t floats;
+};
+
+// Runs op(in, out) in the backend's memory; `out` is read, too, if it is updated.
+template <class Op>
+void run_op(Backend& backend, const Pass& pass, int64_t layer, const char* name, HostRows in,
+            HostRows out, bool updates, Op op) {
+  const FloatEnv environment;
+  backend.begin(pass);
+  if (backend.is_host()) {
+    require_finite(op(in.data, out.data), layer, name);
+    return;
+  }
+  float* x = backend.rows(in.which, in.floats);
+  float* y = backend.rows(out.which, out.floats);
+  backend.copy_in(in.data, in.floats, x);
+  if (updates) backend.copy_in(out.data, out.floats, y);
+  op(x, y);
+  const Fault fault = backend.finish();
+  require_finite(fault.layer < 0, fault.layer, fault.op);
+  backend.copy_out(y, out.floats, out.data);
+}
+
+std::vector<Share> one_share(std::unique_ptr<Backend> backend, int64_t n_layers) {
+  std::vector<Share> shares;
+  shares.push_back({std::move(backend), n_layers});
+  return shares;
+}
+
+// An op only reads its input.
+float* input(const float* x) { return const_cast<float*>(x); }
 
 }  // namespace
 
-Forward::Forward(const Config& config, Weights weights, std::unique_ptr<Backend> backend,
-                 std::unique_ptr<KvCache> cache)
-    : config_(config),
-      weights_(std::move(weights)),
-      backend_(std::move(backend)),
-      cache_(std::move(cache)) {
+Forward::Forward(const Config& config, Weights weights, std::vector<Share> shares, KvType kv_type,
+                 int64_t n_blocks)
+    : config_(config), weights_(std::move(weights)), kv_type_(kv_type), n_blocks_(n_blocks) {
   config_.check();
   weights_.check(config_);
+  int64_t first = 0;
+  for (Share& share : shares) {
+    require(share.n_layers >= 1 && share.n_layers <= config_.n_layers - first,
+            "a share of " + to_string(share.n_layers) + " layers; " +
+                to_string(config_.n_layers - first) + " are left");
+    require(first == 0 || !share.backend->is_host(), "the host's layers are the first ones");
+    stages_.push_back(std::make_unique<Stage>(config_, weights_, std::move(share.backend), first,
+                                              share.n_layers, kv_type, n_blocks));
+    first += share.n_layers;
+  }
+  require(first == config_.n_layers,
+          "the shares have " + to_string(first) + " layers of " + to_string(config_.n_layers));
+}
+
+Forward::Forward(const Config& config, Weights weights, std::unique_ptr<Backend> backend,
+                 KvType kv_type, int64_t n_blocks)
+    : Forward(config, std::move(weights), one_share(std::move(backend), config.n_layers), kv_type,
+              n_blocks) {}
+
+void Forward::set_read_ahead(std::unique_ptr<ReadAhead> reader) {
+  require(n_host_layers() > 0, "read_ahead: the host has no layers");
+  stages_.front()->set_read_ahead(std::move(reader));
+}
+
+int64_t Forward::n_host_layers() const {
+  const Stage& first = *stages_.front();
+  return first.backend().is_host() ? first.end() : 0;
+}
+
+void Forward::copy_blocks(const int32_t* source, const int32_t* destination, int64_t n) {
+  for (const auto& stage : stages_) stage->cache().copy_blocks(source, destination, n);
 }
 
 int64_t Forward::work_bytes() const {
-  return x_.bytes() + q_.bytes() + attended_.bytes() + hidden_.bytes() + rows_.bytes() +
-         backend_->work_bytes();
+  int64_t bytes = x_.bytes();
+  for (const auto& stage : stages_) {
+    if (stage->backend().is_host()) bytes += stage->backend().work_bytes();
+  }
+  return bytes;
 }
 
 int64_t Forward::work_bytes(const KernelTable& kernels, const Config& config, int64_t group_size,
                             int n_threads, int64_t n_tokens, int64_t n_rows) {
-  constexpr int64_t kFloat = sizeof(float);
   config.check();
   require(group_size >= 0 && n_threads >= 1 && n_tokens >= 1 && n_rows >= 0,
           "group_size, n_threads, n_tokens and n_rows are " + to_string(group_size) + ", " +
@@ -50,21 +123,23 @@ int64_t Forward::work_bytes(const KernelTable& kernels, const Config& config, in
               "; expected at least 0, 1, 1 and 0");
   const int64_t chunk = std::min(kStepChunk, n_tokens);
   const WorkShape shape{.n_tokens = chunk,
+                        .n_rows = std::min(n_rows, chunk),
                         .dim = config.dim,
                         .hidden_dim = config.hidden_dim,
                         .kv_dim = config.kv_dim(),
                         .head_dim = config.head_dim(),
                         .heads_per_kv_head = config.n_heads / config.n_kv_heads,
                         .group_size = group_size};
-  return chunk * (3 * config.dim + config.hidden_dim) * kFloat  // x_, q_, attended_, hidden_
-         + std::min(n_rows, chunk) * config.dim * kFloat        // rows_
-         + CpuBackend::work_bytes(kernels, shape, n_threads);
+  return CpuBackend::work_bytes(kernels, shape, n_threads);
 }
 
-const LayerView& Forward::layer_at(int64_t layer) const {
+Stage& Forward::stage_of(int64_t layer) {
   require(layer >= 0 && layer < config_.n_layers,
           "layer is " + to_string(layer) + "; the model has " + to_string(config_.n_layers));
-  return weights_.layers[static_cast<size_t>(layer)];
+  for (const auto& stage : stages_) {
+    if (layer < stage->end()) return *stage;
+  }
+  return *stages_.back();
 }
 
 void Forward::check_tokens(const int32_t* token_ids, int64_t n) const {
@@ -94,7 +169,7 @@ void Forward::check_step(const StepArgs& args) const {
                     .max_blocks = args.max_blocks,
                     .cos = {},
                     .sin = {}};
-  check_batch(whole, cache_->n_blocks());
+  check_batch(whole, n_blocks_);
 }
 
 Batch Forward::make_batch(const StepArgs& args, int64_t begin, int64_t end) const {
@@ -107,88 +182,123 @@ Batch Forward::make_batch(const StepArgs& args, int64_t begin, int64_t end) cons
               .max_blocks = args.max_blocks,
               .cos = {},
               .sin = {}};
-  check_batch(batch, cache_->n_blocks());
+  check_batch(batch, n_blocks_);
   fill_rope(batch, weights_.inv_freq);
   return batch;
 }
 
 void Forward::step(const StepArgs& args, const std::function<void()>& between_layers, float* out) {
   check_step(args);
-  const int64_t dim = config_.dim;
+  const FloatEnv environment;
   const int64_t chunk = std::min(kStepChunk, args.n_tokens);
-  float* x = x_.reserve(chunk * dim);
-  float* q = q_.reserve(chunk * dim);
-  float* attended = attended_.reserve(chunk * dim);
-  float* hidden = hidden_.reserve(chunk * config_.hidden_dim);
+  std::vector<int32_t> rows;
   int64_t row = 0;
   for (int64_t begin = 0; begin < args.n_tokens; begin += chunk) {
-    const int64_t end = std::min(begin + chunk, args.n_tokens), n = end - begin;
+    const int64_t end = std::min(begin + chunk, args.n_tokens);
     const Batch batch = make_batch(args, begin, end);
-    embed(args.token_ids + begin, n, x);
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer) {
-      between_layers();
-      if (read_ahead_) read_ahead_->acquire(layer, between_layers);
-      qkv(layer, batch, x, q);
-      attend(layer, batch, q, attended);
-      project(layer, n, attended, x);
-      gate_up(layer, n, x, hidden);
-      down(layer, n, hidden, x);
-      if (read_ahead_) read_ahead_->release(layer);
-    }
     const int64_t first = row;
-    while (row < args.n_rows && args.output_rows[row] < end) ++row;
-    if (row == first) continue;
-    between_layers();
-    float* rows = rows_.reserve((row - first) * dim);
-    for (int64_t i = first; i < row; ++i) {
-      std::copy_n(x + (args.output_rows[i] - begin) * dim, dim, rows + (i - first) * dim);
+    rows.clear();
+    for (; row < args.n_rows && args.output_rows[row] < end; ++row) {
+      rows.push_back(args.output_rows[row] - static_cast<int32_t>(begin));
     }
-    output(args.output, row - first, rows, out + first * output_width(args.output));
+    run_stages({.batch = &batch,
+                .token_ids = args.token_ids + begin,
+                .output_rows = rows.data(),
+                .n_rows = row - first},
+               args.output, between_layers, out + first * output_width(args.output));
+  }
+}
+
+// Only the first stage embeds, and only the last one has an output.
+void Forward::run_stages(const Pass& pass, Output output,
+                         const std::function<void()>& between_layers, float* out) {
+  const int64_t n = pass.batch->n_tokens, floats = n * config_.dim;
+  Pass part = pass;
+  for (size_t i = 0; i < stages_.size(); ++i) {
+    Stage& stage = *stages_[i];
+    if (i > 0) {
+      Stage& before = *stages_[i - 1];
+      float* x = before.backend().is_host() ? before.x(n) : x_.reserve(floats);
+      before.backend().copy_out(before.x(n), floats, x);
+      stage.backend().copy_in(x, floats, stage.x(n));
+      part.token_ids = nullptr;
+    }
+    part.n_rows = i + 1 < stages_.size() ? 0 : pass.n_rows;
+    stage.run(part, output, between_layers, out);
   }
 }
 
 void Forward::embed(const int32_t* token_ids, int64_t n, float* x) {
-  const FloatEnv environment;
-  backend_->embed(weights_.tok_embeddings, token_ids, n, x);
+  Stage& stage = *stages_.front();
+  const Batch batch = plain_batch(n);
+  const Pass pass{&batch, token_ids, nullptr, 0};
+  run_op(stage.backend(), pass, 0, "embed", {Rows::kQ, x, 0}, {Rows::kX, x, n * config_.dim}, false,
+         [&](const float*, float* y) {
+           stage.backend().embed(stage.tok_embeddings(), pass, y);
+           return true;
+         });
 }
 
 void Forward::qkv(int64_t layer, const Batch& batch, const float* x, float* q) {
-  const FloatEnv environment;
-  const LayerView& weights = layer_at(layer);
-  require_finite(backend_->qkv(weights, config_.norm_eps, batch, cache_->layer(layer), x, q), layer,
-                 "qkv");
+  Stage& stage = stage_of(layer);
+  const int64_t floats = batch.n_tokens * config_.dim;
+  run_op(stage.backend(), pass_of(batch), layer, "qkv", {Rows::kX, input(x), floats},
+         {Rows::kQ, q, floats}, false, [&](const float* in, float* y) {
+           return stage.backend().qkv(stage.layer(layer), config_.norm_eps, batch,
+                                      stage.cache_of(layer), in, y);
+         });
 }
 
 void Forward::attend(int64_t layer, const Batch& batch, const float* q, float* attended) {
-  const FloatEnv environment;
-  layer_at(layer);
-  backend_->attend(batch, cache_->layer(layer), config_.n_heads, q, attended);
+  Stage& stage = stage_of(layer);
+  const int64_t floats = batch.n_tokens * config_.dim;
+  run_op(stage.backend(), pass_of(batch), layer, "attend", {Rows::kQ, input(q), floats},
+         {Rows::kAttended, attended, floats}, false, [&](const float* in, float* y) {
+           stage.backend().attend(stage.layer(layer), batch, stage.cache_of(layer), in, y);
+           return true;
+         });
 }
 
 void Forward::project(int64_t layer, int64_t n, const float* attended, float* x) {
-  const FloatEnv environment;
-  require_finite(backend_->add_matmul(layer_at(layer).wo, n, attended, x), layer, "project");
+  Stage& stage = stage_of(layer);
+  const Batch batch = plain_batch(n);
+  run_op(stage.backend(), pass_of(batch), layer, "project",
+         {Rows::kAttended, input(attended), n * config_.dim}, {Rows::kX, x, n * config_.dim}, true,
+         [&](const float* in, float* y) {
+           return stage.backend().project(stage.layer(layer), n, in, y);
+         });
 }
 
 void Forward::gate_up(int64_t layer, int64_t n, const float* x, float* hidden) {
-  const FloatEnv environment;
-  require_finite(
-      backend_->gate_up(layer_at(layer), config_.norm_eps, config_.hidden_dim, n, x, hidden), layer,
-      "gate_up");
+  Stage& stage = stage_of(layer);
+  const Batch batch = plain_batch(n);
+  run_op(stage.backend(), pass_of(batch), layer, "gate_up", {Rows::kX, input(x), n * config_.dim},
+         {Rows::kHidden, hidden, n * config_.hidden_dim}, false, [&](const float* in, float* y) {
+           return stage.backend().gate_up(stage.layer(layer), config_.norm_eps, n, in, y);
+         });
 }
 
 void Forward::down(int64_t layer, int64_t n, const float* hidden, float* x) {
-  const FloatEnv environment;
-  require_finite(backend_->add_matmul(layer_at(layer).w2, n, hidden, x), layer, "down");
+  Stage& stage = stage_of(layer);
+  const Batch batch = plain_batch(n);
+  run_op(stage.backend(), pass_of(batch), layer, "down",
+         {Rows::kHidden, input(hidden), n * config_.hidden_dim}, {Rows::kX, x, n * config_.dim},
+         true, [&](const float* in, float* y) {
+           return stage.backend().down(stage.layer(layer), n, in, y);
+         });
 }
 
 void Forward::output(Output kind, int64_t n, const float* x, float* out) {
-  const FloatEnv environment;
-  const bool finite =
-      kind == Output::kLogits
-          ? backend_->output(weights_.norm, weights_.output, config_.norm_eps, n, x, out)
-          : backend_->final_norm(weights_.norm, config_.dim, config_.norm_eps, n, x, out);
-  require_finite(finite, config_.n_layers, "output");
+  Stage& stage = *stages_.back();
+  const Batch batch = plain_batch(n);
+  std::vector<int32_t> rows(static_cast<size_t>(n));
+  std::iota(rows.begin(), rows.end(), 0);
+  const Pass pass{&batch, nullptr, rows.data(), n};
+  run_op(stage.backend(), pass, config_.n_layers, "output", {Rows::kX, input(x), n * config_.dim},
+         {Rows::kOutput, out, n * output_width(kind)}, false, [&](const float* in, float* y) {
+           stage.run_output(pass, kind, in, y);
+           return true;
+         });
 }
 
 }  // namespace llama2q

@@ -3,17 +3,13 @@
 
 #include <functional>
 #include <memory>
-#include <utility>
+#include <vector>
 
-#include "backend/backend.h"
+#include "backend/cpu_backend.h"
 #include "base/buffer.h"
-#include "model/kv_cache.h"
-#include "model/read_ahead.h"
-#include "model/weights.h"
+#include "model/stage.h"
 
 namespace llama2q {
-
-enum class Output { kLogits, kHidden };
 
 // Arguments of Forward::step; pointers are borrowed for the call.
 struct StepArgs {
@@ -29,22 +25,39 @@ struct StepArgs {
   Output output;
 };
 
+// So many layers, on this backend.
+struct Share {
+  std::unique_ptr<Backend> backend;
+  int64_t n_layers;
+};
+
 class Forward {
  public:
-  Forward(const Config& config, Weights weights, std::unique_ptr<Backend> backend,
-          std::unique_ptr<KvCache> cache);
+  // The layers in their order, dealt out; where the host computes, it has the first ones.
+  Forward(const Config& config, Weights weights, std::vector<Share> shares, KvType kv_type,
+          int64_t n_blocks);
+  // All of them on one backend.
+  Forward(const Config& config, Weights weights, std::unique_ptr<Backend> backend, KvType kv_type,
+          int64_t n_blocks);
 
   const Config& config() const { return config_; }
-  KvCache& cache() { return *cache_; }
+  KvType kv_type() const { return kv_type_; }
+  int64_t n_blocks() const { return n_blocks_; }
+  // K and V of source[i] -> destination[i] in every layer. Throws InvalidArgument for an id out of
+  // range and for a destination that is also a source or stands twice.
+  void copy_blocks(const int32_t* source, const int32_t* destination, int64_t n);
   int64_t output_width(Output output) const {
     return output == Output::kLogits ? config_.vocab_size : config_.dim;
   }
 
-  // From now on, steps take the weights of layers from this reader.
-  void set_read_ahead(std::unique_ptr<ReadAhead> reader) { read_ahead_ = std::move(reader); }
+  // From now on, steps take the weights of the host's layers from this reader.
+  void set_read_ahead(std::unique_ptr<ReadAhead> reader);
+  // Layers that the host computes.
+  int64_t n_host_layers() const;
 
-  // Bytes of work space held now, and what steps make of it that have n_tokens tokens and ask
-  // for n_rows rows at most; group_size is that of the quantized matrices, 0 if all are dense.
+  // Bytes of the host's work space held now, and what steps make of it that have n_tokens tokens
+  // and ask for n_rows rows at most, where the host has all layers; group_size is that of the
+  // quantized matrices, 0 if all are dense.
   int64_t work_bytes() const;
   static int64_t work_bytes(const KernelTable& kernels, const Config& config, int64_t group_size,
                             int n_threads, int64_t n_tokens, int64_t n_rows);
@@ -54,7 +67,7 @@ class Forward {
   // work if the arguments are not sound, NonFinite if a value is NaN or infinite.
   void step(const StepArgs& args, const std::function<void()>& between_layers, float* out);
 
-  // The ops; x, q, attended: f32 [n, dim], hidden: f32 [n, hidden_dim].
+  // The ops, on the host's memory; x, q, attended: f32 [n, dim], hidden: f32 [n, hidden_dim].
   void embed(const int32_t* token_ids, int64_t n, float* x);
   void qkv(int64_t layer, const Batch& batch, const float* x, float* q);
   void attend(int64_t layer, const Batch& batch, const float* q, float* attended);
@@ -68,15 +81,17 @@ class Forward {
   void check_tokens(const int32_t* token_ids, int64_t n) const;
 
  private:
-  const LayerView& layer_at(int64_t layer) const;
+  Stage& stage_of(int64_t layer);
   void check_step(const StepArgs& args) const;
+  void run_stages(const Pass& pass, Output output, const std::function<void()>& between_layers,
+                  float* out);
 
   Config config_;
   Weights weights_;
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<ReadAhead> read_ahead_;
-  Buffer<float> x_, q_, attended_, hidden_, rows_;
+  KvType kv_type_;
+  int64_t n_blocks_;
+  std::vector<std::unique_ptr<Stage>> stages_;
+  Buffer<float> x_;  // f32 [n_tokens, dim], on the way from one stage to the next
 };
 
 }  // namespace llama2q

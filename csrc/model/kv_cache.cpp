@@ -1,6 +1,5 @@
 #include "model/kv_cache.h"
 
-#include <cstring>
 #include <string>
 
 #include "base/check.h"
@@ -9,10 +8,6 @@ namespace llama2q {
 namespace {
 
 using std::to_string;
-
-int64_t element_bytes(KvType type) {
-  return type == KvType::kF32 ? 4 : type == KvType::kF16 ? 2 : 1;
-}
 
 int64_t rounded_up(int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
@@ -53,16 +48,12 @@ const char* name_of(KvType type) {
   return type == KvType::kF32 ? "f32" : type == KvType::kF16 ? "f16" : "int8";
 }
 
-KvCache::KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
-                 int64_t head_dim)
-    : type_(type), n_blocks_(n_blocks) {
+KvCache::KvCache(Backend& backend, KvType type, int64_t n_layers, int64_t n_blocks,
+                 int64_t n_kv_heads, int64_t head_dim)
+    : backend_(backend), type_(type), n_blocks_(n_blocks) {
   const Sizes sizes = sizes_of(type, n_layers, n_blocks, n_kv_heads, head_dim);
-  block_bytes_ = sizes.block;
-  block_scale_bytes_ = sizes.block_scales;
   const int64_t data = sizes.data, scales = sizes.scales;
-  // A huge page is committed as a whole.
-  memory_ = std::make_unique<Memory>(
-      sizes.total, sizes.block >= kHugePagesFrom ? PageSize::kHuge : PageSize::kDefault);
+  memory_ = backend.allocate(sizes.total, sizes.block >= kHugePagesFrom);
   char* p = memory_->data();
   const auto take = [&p](int64_t bytes) {
     char* part = p;
@@ -104,20 +95,8 @@ void KvCache::copy_blocks(const int32_t* source, const int32_t* destination, int
                            (used == 1 ? " is also a source" : " stands twice"));
     used = 2;
   }
-  for (const KvLayerView& layer : layers_) {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto copy = [&](void* base, int64_t bytes) {
-        char* p = static_cast<char*>(base);
-        std::memcpy(p + destination[i] * bytes, p + source[i] * bytes, static_cast<size_t>(bytes));
-      };
-      copy(layer.k, block_bytes_);
-      copy(layer.v, block_bytes_);
-      if (block_scale_bytes_ != 0) {
-        copy(layer.k_scales, block_scale_bytes_);
-        copy(layer.v_scales, block_scale_bytes_);
-      }
-    }
-  }
+  backend_.copy_blocks(layers_.data(), static_cast<int64_t>(layers_.size()), source, destination,
+                       n);
 }
 
 }  // namespace llama2q

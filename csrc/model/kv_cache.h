@@ -1,4 +1,4 @@
-// The memory of the KV cache: blocks of 64 positions, committed by the system as they are used.
+// The KV cache of some layers: blocks of 64 positions in a backend's memory.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/os/memory.h"
+#include "backend/backend.h"
 #include "kernels/args.h"
 
 namespace llama2q {
@@ -16,8 +16,10 @@ const char* name_of(KvType type);
 
 class KvCache {
  public:
-  // Physical memory is taken as blocks are first written (base/os/memory.h).
-  KvCache(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads, int64_t head_dim);
+  // The backend outlives the cache. On the host, physical memory is taken as blocks are first
+  // written (base/os/memory.h).
+  KvCache(Backend& backend, KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
+          int64_t head_dim);
 
   // Bytes of a cache of that shape once every block has been written.
   static int64_t bytes_for(KvType type, int64_t n_layers, int64_t n_blocks, int64_t n_kv_heads,
@@ -32,11 +34,10 @@ class KvCache {
   void copy_blocks(const int32_t* source, const int32_t* destination, int64_t n);
 
  private:
+  Backend& backend_;
   KvType type_;
   int64_t n_blocks_;
-  int64_t block_bytes_;        // K or V of one block in one layer
-  int64_t block_scale_bytes_;  // 0 unless int8
-  std::unique_ptr<Memory> memory_;
+  std::unique_ptr<BackendMemory> memory_;
   std::vector<KvLayerView> layers_;
 };
 

@@ -3,6 +3,8 @@
 #include <cstdio>
 
 #include "backend/batch.h"
+#include "backend/cpu_backend.h"
+#include "backend/cpu_features.h"
 #include "base/check.h"
 #include "base/types.h"
 #include "input.h"
@@ -60,7 +62,9 @@ void fuzz_batch(Input& input) {
 void fuzz_copy_blocks(Input& input) {
   const KvType type = input.pick({KvType::kF32, KvType::kF16, KvType::kInt8});
   const int64_t n_blocks = input.between(1, 8);
-  KvCache cache(type, input.between(1, 2), n_blocks, input.between(1, 2), input.between(1, 20));
+  CpuBackend backend(*available_kernels().front(), 1);
+  KvCache cache(backend, type, input.between(1, 2), n_blocks, input.between(1, 2),
+                input.between(1, 20));
   const int64_t n = input.between(0, 6);
   Exact<int32_t> source(n), destination(n);
   const bool wild = input.byte() % 4 == 0;

@@ -55,7 +55,8 @@ struct Model {
                   .output = output->view,
                   .inv_freq = {}};
     for (const LayerWeights& layer : layers) {
-      views.layers.push_back({.attention_norm = norm.data(),
+      views.layers.push_back({.index = std::ssize(views.layers),
+                              .attention_norm = norm.data(),
                               .wq = layer.wq.view,
                               .wk = layer.wk.view,
                               .wv = layer.wv.view,
@@ -185,9 +186,8 @@ void fuzz_step(Input& input) {
   };
   const auto run = [&](const KernelTable& table, int n_threads) {
     const Config& c = model.config;
-    Forward forward(
-        c, model.weights(), std::make_unique<CpuBackend>(table, n_threads),
-        std::make_unique<KvCache>(type, c.n_layers, n_blocks, c.n_kv_heads, c.head_dim()));
+    Forward forward(c, model.weights(), std::make_unique<CpuBackend>(table, n_threads), type,
+                    n_blocks);
     Run done;
     for (const Tokens& tokens : steps) {
       const StepArgs args = tokens.args(kind);

@@ -98,8 +98,7 @@ void matmul(const Case& one, const KernelTable& table, int n_threads) {
   const int64_t n = static_cast<int64_t>(x.size()) / matrix.cols;
   CpuBackend backend(table, n_threads);
   Floats y = one.has("residual") ? copy_of(one.array<float>("residual")) : Floats(n * matrix.rows);
-  const bool finite = one.has("residual") ? backend.add_matmul(matrix, n, x.data(), y.data())
-                                          : backend.matmul(matrix, n, x.data(), y.data());
+  const bool finite = backend.matmul(matrix, n, x.data(), y.data(), one.has("residual"));
   expect_finite(one, finite);
   if (finite) expect("y", one.array<float>("y"), y.span());
 }
@@ -108,12 +107,12 @@ void gate_up(const Case& one, const KernelTable& table, int n_threads) {
   LayerView layer{};
   layer.ffn_norm = one.array<float>("norm").data();
   layer.w1_w3 = matrix_of(one, "matrix");
+  layer.w2.cols = one.integer("hidden_dim");
   const auto x = one.array<float>("x");
   const int64_t n = static_cast<int64_t>(x.size()) / layer.w1_w3.cols;
-  const int64_t hidden_dim = one.integer("hidden_dim");
   CpuBackend backend(table, n_threads);
-  Floats y(n * hidden_dim);
-  expect_finite(one, backend.gate_up(layer, one.real("eps"), hidden_dim, n, x.data(), y.data()));
+  Floats y(n * layer.w2.cols);
+  expect_finite(one, backend.gate_up(layer, one.real("eps"), n, x.data(), y.data()));
   expect("y", one.array<float>("y"), y.span());
 }
 
@@ -135,7 +134,9 @@ void attention(const Case& one, const KernelTable& table, int n_threads) {
   const int64_t head_dim = one.integer("head_dim");
   const int64_t n_keys = static_cast<int64_t>(k.size()) / (n_kv_heads * head_dim);
   const int64_t n_blocks = (n_keys + kBlockSize - 1) / kBlockSize;
-  KvCache cache(static_cast<KvType>(one.integer("kv_type")), 1, n_blocks, n_kv_heads, head_dim);
+  CpuBackend backend(table, n_threads);
+  KvCache cache(backend, static_cast<KvType>(one.integer("kv_type")), 1, n_blocks, n_kv_heads,
+                head_dim);
   std::vector<int32_t> blocks(static_cast<size_t>(n_blocks));
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int32_t>(i);
   std::vector<int32_t> key_positions(static_cast<size_t>(n_keys));
@@ -161,7 +162,6 @@ void attention(const Case& one, const KernelTable& table, int n_threads) {
                     .cos = {},
                     .sin = {}};
   Floats y(static_cast<int64_t>(q.size()));
-  CpuBackend backend(table, n_threads);
   backend.attend(batch, cache.layer(0), n_heads, q.data(), y.data());
   expect("y", one.array<float>("y"), y.span());
 }

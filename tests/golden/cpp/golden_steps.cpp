@@ -60,7 +60,8 @@ Weights weights_of(const Case& one, const Config& config) {
     const std::string prefix = std::to_string(i) + ".";
     const auto norm = [&](const char* name) { return one.array<float>(prefix + name).data(); };
     const auto matrix = [&](const char* name) { return matrix_of(one, prefix + name); };
-    weights.layers.push_back({.attention_norm = norm("attention_norm"),
+    weights.layers.push_back({.index = i,
+                              .attention_norm = norm("attention_norm"),
                               .wq = matrix("wq"),
                               .wk = matrix("wk"),
                               .wv = matrix("wv"),
@@ -78,8 +79,7 @@ void run_steps(const Case& one, const KernelTable& table, int n_threads) {
   const Config config = config_of(one);
   const auto type = static_cast<KvType>(one.integer("kv_type"));
   Forward forward(config, weights_of(one, config), std::make_unique<CpuBackend>(table, n_threads),
-                  std::make_unique<KvCache>(type, config.n_layers, one.integer("n_blocks"),
-                                            config.n_kv_heads, config.head_dim()));
+                  type, one.integer("n_blocks"));
   for (int64_t i = 0; i < one.integer("n_steps"); ++i) {
     const std::string step = "step " + std::to_string(i) + " ";
     const auto ints = [&](const char* name) { return one.array<int32_t>(step + name); };

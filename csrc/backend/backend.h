@@ -43,6 +43,8 @@ class Backend {
   virtual bool is_host() const = 0;
   // Bytes of work space held now.
   virtual int64_t work_bytes() const = 0;
+  // Outputs of a pass, at most.
+  virtual int64_t most_rows() const = 0;
   // At least so many floats; what was there is lost if they have to grow.
   virtual float* rows(Rows which, int64_t floats) = 0;
   virtual void copy_in(const float* host, int64_t floats, float* rows) = 0;

@@ -2,6 +2,7 @@
 // threads set their own.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <span>
 
@@ -31,6 +32,7 @@ class CpuBackend final : public Backend {
   static int64_t work_bytes(const KernelTable& kernels, const WorkShape& shape, int n_threads);
 
   bool is_host() const override { return true; }
+  int64_t most_rows() const override { return std::numeric_limits<int64_t>::max(); }
   float* rows(Rows which, int64_t floats) override;
   void copy_in(const float* host, int64_t floats, float* rows) override;
   void copy_out(const float* rows, int64_t floats, float* host) override;

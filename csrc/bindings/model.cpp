@@ -9,6 +9,8 @@
 #include "backend/cpu_features.h"
 #include "base/float_env.h"
 #include "bindings/bind.h"
+#include "bindings/config.h"
+#include "bindings/devices.h"
 #include "bindings/signals.h"
 #include "bindings/weights.h"
 #include "model/forward.h"
@@ -27,33 +29,6 @@ class CancelFlag {
   std::atomic<bool> set_{false};
 };
 
-// A number of the config; anything else is an error that names it.
-template <class T>
-T number(const py::object& value, const char* key) {
-  try {
-    return value.cast<T>();
-  } catch (const py::cast_error&) {
-    throw InvalidArgument(std::string("config: \"") + key + "\" is a " +
-                          Py_TYPE(value.ptr())->tp_name + " or out of range; expected a number");
-  }
-}
-
-Config config_of(const py::dict& values) {
-  const FloatEnv environment;  // norm_eps is rounded to float here
-  const auto get = [&](const char* key) {
-    require(values.contains(key), std::string("config lacks \"") + key + "\"");
-    return py::object(values[key]);
-  };
-  const auto size = [&](const char* key) { return number<int64_t>(get(key), key); };
-  return {.dim = size("dim"),
-          .hidden_dim = size("hidden_dim"),
-          .n_layers = size("n_layers"),
-          .n_heads = size("n_heads"),
-          .n_kv_heads = size("n_kv_heads"),
-          .vocab_size = size("vocab_size"),
-          .norm_eps = number<float>(get("norm_eps"), "norm_eps")};
-}
-
 Output output_of(std::string_view name) {
   if (name == "logits") return Output::kLogits;
   if (name == "hidden") return Output::kHidden;
@@ -66,7 +41,7 @@ class PyModel {
   PyModel(const py::dict& config, const PyEmbedding& embedding, const py::list& layers,
           const py::array& norm, const PyMatrix& output, const py::array& inv_freq,
           const std::string& kv_dtype, int64_t n_blocks, std::optional<int> n_threads,
-          const std::string& isa) {
+          const std::string& isa, const py::list& devices, std::optional<int64_t> n_ctx_blocks) {
     const Config shape = config_of(config);
     shape.check();
     Weights weights{.tok_embeddings = embedding.view,
@@ -85,8 +60,16 @@ class PyModel {
                                                 n_threads.value_or(default_thread_count()));
     isa_ = backend->kernels().name;
     n_threads_ = backend->n_threads();
-    forward_ = std::make_unique<Forward>(shape, std::move(weights), std::move(backend),
-                                         kv_type_of(kv_dtype), n_blocks);
+    const KvType kv_type = kv_type_of(kv_dtype);
+    const int64_t longest = n_ctx_blocks.value_or(n_blocks);
+    require(longest >= 1 && longest <= n_blocks,
+            "n_ctx_blocks is " + to_string(longest) + "; expected 1 to " + to_string(n_blocks));
+    const DeviceShape sizes = device_shape(shape, longest, n_blocks / longest);
+    const std::vector<DeviceEntry> entries = device_entries(devices);
+    const py::gil_scoped_release release;
+    forward_ = std::make_unique<Forward>(
+        shape, std::move(weights), shares_of(entries, sizes, shape.n_layers, std::move(backend)),
+        kv_type, n_blocks);
   }
 
   int64_t n_blocks() const { return forward_->n_blocks(); }
@@ -128,9 +111,9 @@ class PyModel {
     const py::buffer_info info = py::reinterpret_borrow<py::buffer>(map).request();
     require(info.readonly, "read_ahead: map is writable; expected access=ACCESS_READ");
     const int64_t size = info.size;
-    require(static_cast<int64_t>(layers.size()) == forward_->config().n_layers,
-            "read_ahead: " + to_string(layers.size()) + " layers; the model has " +
-                to_string(forward_->config().n_layers));
+    require(std::ssize(layers) == forward_->n_host_layers(),
+            "read_ahead: " + to_string(layers.size()) + " layers; the host has " +
+                to_string(forward_->n_host_layers()));
     std::vector<LayerBytes> bytes;
     for (const auto& [begin, end, streamed] : layers) {
       require(0 <= begin && begin < end && end <= size,
@@ -325,14 +308,16 @@ void bind_model(py::module_& m) {
       .def(py::init([](const py::dict& config, const PyEmbedding& tok_embeddings,
                        const py::list& layers, const py::array& norm, const PyMatrix& output,
                        const py::array& inv_freq, const std::string& kv_dtype, int64_t n_blocks,
-                       std::optional<int> n_threads, const std::optional<std::string>& isa) {
+                       std::optional<int> n_threads, const std::optional<std::string>& isa,
+                       const py::list& devices, std::optional<int64_t> n_ctx_blocks) {
              return std::make_unique<PyModel>(config, tok_embeddings, layers, norm, output,
                                               inv_freq, kv_dtype, n_blocks, n_threads,
-                                              isa.value_or(""));
+                                              isa.value_or(""), devices, n_ctx_blocks);
            }),
            py::kw_only(), arg("config"), arg("tok_embeddings"), arg("layers"), arg("norm"),
            arg("output"), arg("inv_freq"), arg("kv_dtype"), arg("n_blocks"),
-           arg("n_threads") = py::none(), arg("isa") = py::none())
+           arg("n_threads") = py::none(), arg("isa") = py::none(), arg("devices") = py::list(),
+           arg("n_ctx_blocks") = py::none())
       .def_property_readonly("n_blocks", &PyModel::n_blocks)
       .def_property_readonly("n_threads", &PyModel::n_threads)
       .def_property_readonly("isa", &PyModel::isa)

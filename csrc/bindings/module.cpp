@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "backend/cpu_features.h"
+#include "backend/device_library.h"
 #include "base/check.h"
 #include "bindings/bind.h"
 #include "bindings/weights.h"
@@ -41,6 +42,10 @@ void translate(std::exception_ptr pointer) {
     raise("UnsupportedIsaError", error);
   } catch (const Cancelled& error) {
     raise("CancelledError", error);
+  } catch (const DeviceMemoryError& error) {
+    raise("InsufficientMemoryError", error);
+  } catch (const DeviceError& error) {
+    raise("DeviceError", error);
   }
 }
 
@@ -76,6 +81,7 @@ PYBIND11_MODULE(_core, m) {
         "Threads that can run at once: CPUs of the affinity mask, siblings of a core included, at "
         "most the cgroup's quota.");
   bind_weights(m);
+  bind_devices(m);
   bind_model(m);
   bind_kernels(m);
   bind_int4(m);

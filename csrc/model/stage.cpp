@@ -1,5 +1,6 @@
 #include "model/stage.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -69,12 +70,27 @@ Stage::Stage(const Config& config, const Weights& weights, std::unique_ptr<Backe
 
 void Stage::run(const Pass& pass, Output output, const std::function<void()>& between_layers,
                 float* out) {
-  const int64_t n = pass.batch->n_tokens;
-  const int64_t width = output == Output::kLogits ? config_.vocab_size : config_.dim;
-  float* rows = x(n);
-  float* y = backend_->is_host() || pass.n_rows == 0
-                 ? out
-                 : backend_->rows(Rows::kOutput, pass.n_rows * width);
+  const int64_t most = backend_->most_rows();
+  if (pass.n_rows <= most) return run_pass(pass, output, between_layers, out);
+  Pass part = pass;
+  part.n_rows = 0;
+  run_pass(part, output, between_layers, out);
+  part.token_ids = nullptr;
+  for (int64_t first = 0; first < pass.n_rows; first += most) {
+    between_layers();
+    part.output_rows = pass.output_rows + first;
+    part.n_rows = std::min(most, pass.n_rows - first);
+    float* y = y_of(part.n_rows, output, out + first * width_of(output));
+    backend_->begin(part);
+    run_output(part, output, x(pass.batch->n_tokens), y);
+    finish(part.n_rows, output, y, out + first * width_of(output));
+  }
+}
+
+void Stage::run_pass(const Pass& pass, Output output, const std::function<void()>& between_layers,
+                     float* out) {
+  float* rows = x(pass.batch->n_tokens);
+  float* y = y_of(pass.n_rows, output, out);
   backend_->begin(pass);
   const uint64_t key = key_of(pass, output);
   if (key == 0 || !backend_->replay(key)) {
@@ -87,9 +103,19 @@ void Stage::run(const Pass& pass, Output output, const std::function<void()>& be
     }
     recording.keep();
   }
+  finish(pass.n_rows, output, y, out);
+}
+
+// Where the output goes before it is in `out`.
+float* Stage::y_of(int64_t n_rows, Output output, float* out) {
+  if (backend_->is_host() || n_rows == 0) return out;
+  return backend_->rows(Rows::kOutput, n_rows * width_of(output));
+}
+
+void Stage::finish(int64_t n_rows, Output output, const float* y, float* out) {
   const Fault fault = backend_->finish();
   require_finite(fault.layer < 0, fault.layer, fault.op);
-  if (y != out) backend_->copy_out(y, pass.n_rows * width, out);
+  if (y != out) backend_->copy_out(y, n_rows * width_of(output), out);
 }
 
 void Stage::run_layers(const Pass& pass, const std::function<void()>& between_layers, float* x) {

@@ -48,6 +48,14 @@ class Stage {
   void run_output(const Pass& pass, Output output, const float* x, float* y);
 
  private:
+  int64_t width_of(Output output) const {
+    return output == Output::kLogits ? config_.vocab_size : config_.dim;
+  }
+  float* y_of(int64_t n_rows, Output output, float* out);
+  void finish(int64_t n_rows, Output output, const float* y, float* out);
+  // run() for as many output rows as the backend has room for.
+  void run_pass(const Pass& pass, Output output, const std::function<void()>& between_layers,
+                float* out);
   void run_layers(const Pass& pass, const std::function<void()>& between_layers, float* x);
 
   const Config config_;

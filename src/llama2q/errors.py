@@ -197,6 +197,10 @@ class UnsupportedIsaError(Llama2qError):
     """The asked instruction set is unknown or not available on this CPU."""
 
 
+class DeviceError(Llama2qError):
+    """A GPU, its driver or the library of its kernels cannot do what was asked."""
+
+
 class CancelledError(Llama2qError):
     """A step was cancelled through its flag."""
 

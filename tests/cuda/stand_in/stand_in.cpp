@@ -345,7 +345,9 @@ int copy_blocks(Device* d, const KvLayerView* layers, int64_t n_layers, const in
 }  // namespace
 }  // namespace llama2q
 
-extern "C" [[gnu::visibility("default")]] extern const llama2q::DeviceTable llama2q_device_table;
+extern "C" {
+[[gnu::visibility("default")]] extern const llama2q::DeviceTable llama2q_device_table;
+}
 
 const llama2q::DeviceTable llama2q_device_table = {
     .version = llama2q::kDeviceTableVersion,

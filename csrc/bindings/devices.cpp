@@ -40,6 +40,7 @@ py::dict describe(const DeviceLibrary& library, int index) {
 DeviceShape device_shape(const Config& config, int64_t n_ctx_blocks, int64_t max_sequences) {
   return {.dim = config.dim,
           .hidden_dim = config.hidden_dim,
+          .n_layers = config.n_layers,
           .n_heads = config.n_heads,
           .n_kv_heads = config.n_kv_heads,
           .head_dim = config.head_dim(),

@@ -18,7 +18,8 @@ inline constexpr char kDeviceTableSymbol[] = "llama2q_device_table";
 enum class DeviceFault : int32_t { kNone, kOutOfMemory, kNoDevice, kOldDriver, kOther };
 
 // Where a value was not finite.
-enum class DeviceOp : int32_t { kEmbed, kQkv, kAttend, kProject, kGateUp, kDown, kOutput };
+enum class DeviceOp : int32_t { kEmbed, kQkv, kAttend, kProject, kGateUp, kDown, kOutput, kSelect };
+inline constexpr int32_t kDeviceOps = 8;
 
 struct DeviceFailure {
   DeviceFault fault;
@@ -36,7 +37,7 @@ struct DeviceInfo {
 
 // What decides the size of a device's work space.
 struct DeviceShape {
-  int64_t dim, hidden_dim, n_heads, n_kv_heads, head_dim, vocab_size;
+  int64_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
   int64_t n_ctx_blocks;   // blocks of the longest block table
   int64_t max_sequences;  // block tables of a step
   int64_t n_tokens;       // of a pass over the layers, at most
@@ -83,6 +84,8 @@ struct DeviceTable {
                       DeviceFailure* failure);
 
   float* (*rows)(Device* device, Rows which);
+  // What the device had to do without, for the user; null if nothing.
+  const char* (*note)(const Device* device);
 
   // A pass: begin, then either replay (found = 1: all that was recorded under the key is queued
   // again), or the ops, between record and end_record if they are to be replayed; then finish,

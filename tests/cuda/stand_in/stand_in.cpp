@@ -207,6 +207,8 @@ void keep(std::vector<T>& to, const T* from, int64_t n) {
   to.assign(from, from + n);
 }
 
+const char* note(const Device*) { return nullptr; }
+
 int begin(Device* device, const DeviceBatch* from, DeviceFailure* failure) {
   if (is_to_fail("begin")) return refuse("begin", failure);
   const int64_t n = from->n_tokens, half = device->shape.head_dim / 2;
@@ -328,7 +330,7 @@ int down(Device* d, const LayerView* layer, const float* hidden, float* x, Devic
 int output(Device* d, const float* norm, const MatrixView* matrix, float eps, const float* x,
            float* y, DeviceFailure* failure) {
   const MatrixView view = matrix == nullptr ? MatrixView{} : *matrix;
-  return queue(d, "output", 0, DeviceOp::kOutput, failure,
+  return queue(d, "output", d->shape.n_layers, DeviceOp::kOutput, failure,
                [d, norm, view, has_matrix = matrix != nullptr, eps, x, y] {
                  return d->backend.output(norm, has_matrix ? &view : nullptr, d->shape.dim, eps,
                                           d->pass, x, y);
@@ -365,6 +367,7 @@ const llama2q::DeviceTable llama2q_device_table = {
     .matrix_bytes = llama2q::matrix_bytes,
     .place_matrix = llama2q::place_matrix,
     .rows = llama2q::rows,
+    .note = llama2q::note,
     .begin = llama2q::begin,
     .replay = llama2q::replay,
     .record = llama2q::record,

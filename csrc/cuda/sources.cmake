@@ -1,0 +1,21 @@
+# What nvcc compiles, and the emulation's tests with the host's compiler.
+set(LLAMA2Q_CUDA_SOURCES
+  attend_decode.cu
+  attend_prefill.cu
+  copy_blocks.cu
+  dense.cu
+  device.cu
+  device_memory.cu
+  embed.cu
+  gather.cu
+  gemm.cu
+  gemv.cu
+  ops.cu
+  pass.cu
+  place.cu
+  prefill_tiles.cu
+  prepare.cu
+  rope_append.cu
+  select.cu
+  table.cu
+  upload.cu)

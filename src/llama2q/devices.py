@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, Self
 
 from llama2q import _core
-from llama2q.errors import DeviceError
+from llama2q.errors import DeviceError, InvalidArgumentError
+from llama2q.memory import parse_size
+
+_log = logging.getLogger(__name__)
 
 LIBRARY_VARIABLE = "LLAMA2Q_CUDA_LIBRARY"
 """Names another library of kernels than the one beside this package."""
@@ -20,6 +26,7 @@ OLDEST_DRIVER = 580
 _OLDEST_CUDA = (13, 0)
 _RESERVE_BYTES = 512 * 2**20
 _RESERVE_SHARE = 0.05
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,9 @@ class Device:
     name : str
     total_bytes, free_bytes : int
         Of its memory.
+    room_bytes : int
+        What may be taken: what is free but for a reserve, the larger of 512 MiB and 5 % of the
+        whole, unless the user said how much.
     compute_capability : tuple of int
     bytes_per_second : int
         Bandwidth of its memory by clock and bus; 0 if it does not tell.
@@ -42,14 +52,92 @@ class Device:
     name: str
     total_bytes: int
     free_bytes: int
-    compute_capability: tuple[int, int]
-    bytes_per_second: int
+    room_bytes: int
+    compute_capability: tuple[int, int] = (0, 0)
+    bytes_per_second: int = 0
 
-    @property
-    def room_bytes(self) -> int:
-        """What is free but for a reserve: the larger of 512 MiB and 5 % of the whole."""
-        reserve = max(_RESERVE_BYTES, int(self.total_bytes * _RESERVE_SHARE))
-        return max(0, self.free_bytes - reserve)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRequest:
+    """Which devices a user wants.
+
+    Attributes
+    ----------
+    device : str
+        "auto": GPUs where there are any; "cpu"; "cuda": all GPUs, or an error that says why not;
+        "cuda:N": that one.
+    gpu_layers : int or "auto"
+        Layers on GPUs; "auto": as many as fit.
+    gpu_memory : int or None
+        Bytes of each GPU that may be taken; None: what is free but for a reserve.
+    """
+
+    device: str = "auto"
+    gpu_layers: int | Literal["auto"] = "auto"
+    gpu_memory: int | None = None
+
+    @classmethod
+    def of(cls, device: str, gpu_layers: int | str, gpu_memory: int | str | None) -> Self:
+        """Read what users write.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If one of them is none of the above; gpu_memory may be text like "7GB".
+        """
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+            raise InvalidArgumentError(
+                f"device is {device!r}; expected auto, cpu, cuda or cuda:N"
+            )
+        layers: int | Literal["auto"]
+        if gpu_layers == "auto":
+            layers = "auto"
+        elif type(gpu_layers) is int and gpu_layers >= 0:
+            layers = gpu_layers
+        else:
+            raise InvalidArgumentError(
+                f'gpu_layers is {gpu_layers!r}; expected "auto" or an integer of at least 0'
+            )
+        if isinstance(gpu_memory, str):
+            gpu_memory = parse_size(gpu_memory)
+        if gpu_memory is not None and (type(gpu_memory) is not int or gpu_memory < 1):
+            raise InvalidArgumentError(
+                f"gpu_memory is {gpu_memory!r}; expected bytes, or text like 7GB"
+            )
+        return cls(device=device, gpu_layers=layers, gpu_memory=gpu_memory)
+
+    def find(self) -> list[Device]:
+        """Return the devices to use; none where "auto" finds none.
+
+        Raises
+        ------
+        DeviceError
+            If there is not what was asked for by name.
+        """
+        if self.device == "cpu" or self.gpu_layers == 0:
+            return []
+        try:
+            found = find()
+        except DeviceError as error:
+            if self.device != "auto" or self.gpu_layers != "auto":
+                raise
+            level = logging.WARNING if has_gpu() else logging.DEBUG
+            _log.log(level, "%s. Running on the CPU.", error)
+            return []
+        if ":" in self.device:
+            index = int(self.device.partition(":")[2])
+            if index >= len(found):
+                raise DeviceError(
+                    f"device is {self.device!r}; there are {len(found)} GPUs, the first is cuda:0"
+                )
+            found = [found[index]]
+        return [self.limit(device) for device in found]
+
+    def limit(self, device: Device) -> Device:
+        """Apply gpu_memory to a device."""
+        if self.gpu_memory is None:
+            return device
+        return replace(device, room_bytes=min(self.gpu_memory, device.free_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,21 +241,32 @@ def find() -> list[Device]:
     kernels = library()
     if LIBRARY_VARIABLE not in os.environ:
         _require_new(driver())
-    found = [
-        Device(
-            index=index,
-            name=str(values["name"]),
-            total_bytes=values["total_bytes"],
-            free_bytes=values["free_bytes"],
-            compute_capability=values["compute_capability"],
-            bytes_per_second=values["bytes_per_second"],
-        )
-        for index in range(kernels.n_devices)
-        for values in [kernels.describe(index)]
-    ]
+    found = [_device(index, kernels.describe(index)) for index in range(kernels.n_devices)]
     if not found:
         raise DeviceError("the driver finds no GPU (CUDA_VISIBLE_DEVICES may hide it)")
     return found
+
+
+def has_gpu() -> bool:
+    """Whether there is a driver, so that a user may expect a GPU to be used."""
+    try:
+        driver()
+    except DeviceError:
+        return False
+    return True
+
+
+def _device(index: int, found: _core.DeviceDescription) -> Device:
+    reserve = max(_RESERVE_BYTES, int(found["total_bytes"] * _RESERVE_SHARE))
+    return Device(
+        index=index,
+        name=found["name"],
+        total_bytes=found["total_bytes"],
+        free_bytes=found["free_bytes"],
+        room_bytes=max(0, found["free_bytes"] - reserve),
+        compute_capability=found["compute_capability"],
+        bytes_per_second=found["bytes_per_second"],
+    )
 
 
 def _require_new(found: Driver) -> None:

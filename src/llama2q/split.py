@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama2q import _core
 from llama2q.devices import Device
 from llama2q.errors import InsufficientMemoryError, InvalidArgumentError
 from llama2q.memory import format_size
@@ -94,16 +93,13 @@ def split(
         raise InvalidArgumentError(
             f"gpu_layers is {n_layers_asked}; expected 0 to {n_layers}, the model's layers"
         )
-    most = n_layers if n_layers_asked is None else n_layers_asked
-    for wanted in range(most, 0, -1):
-        shares = _place(devices, sizes, wanted)
-        if shares is not None:
-            if n_layers_asked is not None and wanted < n_layers_asked:
-                break
-            return shares
-    if n_layers_asked:
-        raise InsufficientMemoryError(_too_many(devices, sizes, n_layers_asked))
-    return ()
+    if n_layers_asked is not None:
+        shares = _place(devices, sizes, n_layers_asked)
+        if shares is None:
+            raise InsufficientMemoryError(_too_many(devices, sizes, n_layers_asked))
+        return shares
+    found = (_place(devices, sizes, wanted) for wanted in range(n_layers, 0, -1))
+    return next((shares for shares in found if shares is not None), ())
 
 
 def _place(
@@ -152,7 +148,3 @@ def _too_many(devices: Sequence[Device], sizes: DeviceSizes, asked: int) -> str:
         'gpu_layers="auto", a shorter context or a narrower KV type'
     )
 
-
-def matrix_bytes(library: _core.DeviceLibrary, matrices: Sequence[_core.Matrix]) -> int:
-    """Return what matrices take on a device, each begun at a multiple of 256 bytes."""
-    return sum(-(-library.matrix_bytes(matrix) // 256) * 256 for matrix in matrices)

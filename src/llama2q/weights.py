@@ -46,14 +46,14 @@ def build_model(
             norm: file.array(f"layers.{i}.{norm}.weight") for norm in ("attention_norm", "ffn_norm")
         }
         for name in LAYER_MATRICES:
-            layer[name.split(".")[1]] = _matrix(file, f"layers.{i}.{name}")
+            layer[name.split(".")[1]] = matrix_of(file, f"layers.{i}.{name}")
         layers.append(layer)
     model = _core.Model(
         config=config.to_dict(),
         tok_embeddings=_embedding(file),
         layers=layers,
         norm=file.array("norm.weight"),
-        output=_matrix(file, OUTPUT),
+        output=matrix_of(file, OUTPUT),
         inv_freq=file.array(INV_FREQ),
         kv_dtype=kv_dtype,
         n_blocks=n_blocks,
@@ -73,7 +73,7 @@ def build_model(
     return model
 
 
-def _matrix(file: L2qFile, name: str) -> _core.Matrix:
+def matrix_of(file: L2qFile, name: str) -> _core.Matrix:
     """Return a matrix in bands; w1 and w3 together are one of twice the bands."""
     spec = file.matrix(name)
     arrays = [file.array(tensor.name) for tensor in spec.tensors()]

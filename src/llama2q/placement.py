@@ -1,0 +1,121 @@
+"""Where the layers of a file are computed: what a plan decides before memory is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llama2q import _core
+from llama2q.devices import Device, DeviceRequest
+from llama2q.format.reader import L2qFile
+from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
+from llama2q.kv_blocks import blocks_for
+from llama2q.needs import MAX_SEQUENCES
+from llama2q.split import DeviceShare, DeviceSizes, split
+from llama2q.weights import matrix_of
+
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Layers on devices, and the KV cache that this is for.
+
+    Attributes
+    ----------
+    shares : tuple of DeviceShare
+        In the order of their layers; the CPU has those before the first.
+    kv_dtype : {"f32", "f16", "int8"}
+    n_sequences : int
+    """
+
+    shares: tuple[DeviceShare, ...]
+    kv_dtype: _core.KvDtype
+    n_sequences: int
+
+    @property
+    def n_layers(self) -> int:
+        """Layers on devices."""
+        return sum(share.n_layers for share in self.shares)
+
+
+def place(
+    file: L2qFile,
+    devices: Sequence[Device],
+    request: DeviceRequest,
+    *,
+    n_ctx: int,
+    kv_dtypes: Sequence[_core.KvDtype],
+    n_sequences: int | None,
+) -> Placement:
+    """Choose layers, KV type and contexts so that most layers are on devices.
+
+    Parameters
+    ----------
+    kv_dtypes : sequence
+        Types to choose from; an earlier one is better where it costs no layer.
+    n_sequences : int or None
+        Contexts in the KV cache; None: as many as cost no layer, 1 to 8.
+
+    Raises
+    ------
+    InsufficientMemoryError
+        If more layers were asked for than fit.
+    """
+    weights = _weight_sizes(file)
+    wanted = file.config.n_layers if request.gpu_layers == "auto" else request.gpu_layers
+
+    def sizes(kv_dtype: _core.KvDtype, count: int) -> DeviceSizes:
+        return _with_cache(weights, file, n_ctx, kv_dtype, count)
+
+    def fitting(kv_dtype: _core.KvDtype, count: int) -> int:
+        shares = split(devices, sizes(kv_dtype, count))
+        return min(wanted, sum(share.n_layers for share in shares))
+
+    count = n_sequences or 1
+    chosen = max(kv_dtypes, key=lambda kv_dtype: fitting(kv_dtype, count))
+    n_layers = fitting(chosen, count)
+    if request.gpu_layers != "auto":
+        n_layers = wanted  # or an error that says how many fit
+    if n_sequences is None and n_layers > 0:
+        counts = range(MAX_SEQUENCES, 0, -1)
+        count = next((n for n in counts if fitting(chosen, n) >= n_layers), 1)
+    shares = split(devices, sizes(chosen, count), n_layers)
+    return Placement(shares=shares, kv_dtype=chosen, n_sequences=count)
+
+
+def _weight_sizes(file: L2qFile) -> DeviceSizes:
+    """Return what weights take on a device, without cache and work space."""
+    norm = _aligned(4 * file.config.dim)
+    layers = tuple(
+        2 * norm + sum(_matrix_bytes(file, f"layers.{i}.{name}") for name in LAYER_MATRICES)
+        for i in range(file.config.n_layers)
+    )
+    tables = file.matrix(EMBEDDINGS).tensors()
+    return DeviceSizes(
+        embeddings=sum(_aligned(file.tensors[tensor.name].nbytes) for tensor in tables),
+        layers=layers,
+        output=norm + _matrix_bytes(file, OUTPUT),
+        kv_per_layer=0,
+        work=0,
+    )
+
+
+def _with_cache(
+    weights: DeviceSizes, file: L2qFile, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int
+) -> DeviceSizes:
+    config = file.config.to_dict()
+    n_blocks = blocks_for(n_ctx)
+    return replace(
+        weights,
+        kv_per_layer=_core.kv_bytes({**config, "n_layers": 1}, kv_dtype, n_blocks * n_sequences),
+        work=_core.device_work_bytes(config, n_blocks, n_sequences),
+    )
+
+
+def _matrix_bytes(file: L2qFile, name: str) -> int:
+    return _aligned(_core.device_matrix_bytes(matrix_of(file, name)))
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT

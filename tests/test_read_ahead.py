@@ -73,13 +73,13 @@ def test_layers_are_chosen(model: Path) -> None:
         (size,) = sizes
         assert [begin for begin, _ in ranges] == sorted(begin for begin, _ in ranges)
         fixed = file.file_bytes - 12 * size
-        assert read_ahead_for(file, file.file_bytes) is None
+        assert read_ahead_for(file, file.file_bytes, file.config.n_layers) is None
         previous = 0
         for n in range(11, 1, -1):
             room = (fixed + n * size) * 32 // 31 + 32
             if room >= file.file_bytes:
                 continue
-            chosen = read_ahead_for(file, room)
+            chosen = read_ahead_for(file, room, file.config.n_layers)
             assert chosen is not None
             # What stays, and the window.
             assert 12 - len(chosen.streamed) + 2 == n
@@ -89,7 +89,7 @@ def test_layers_are_chosen(model: Path) -> None:
             gaps = np.diff([*chosen.streamed, chosen.streamed[0] + 12])
             assert gaps.max() - gaps.min() <= 1
             previous = len(chosen.streamed)
-        nothing_stays = read_ahead_for(file, 1)
+        nothing_stays = read_ahead_for(file, 1, file.config.n_layers)
         assert nothing_stays is not None
         assert nothing_stays.streamed == tuple(range(12))
 
@@ -97,7 +97,7 @@ def test_layers_are_chosen(model: Path) -> None:
 def test_other_systems_page_by_themselves(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llama2q.read_ahead.CACHE_CAN_BE_STEERED", False)
     with L2qFile(model) as file:
-        assert read_ahead_for(file, file.file_bytes // 2) is None
+        assert read_ahead_for(file, file.file_bytes // 2, file.config.n_layers) is None
         for room, expected in ((file.file_bytes, True), (file.file_bytes - 1, False)):
             monkeypatch.setattr("llama2q.memory.available_bytes", lambda room=room: room)
             assert is_worth_loading(file) is expected

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "backend/batch.h"
 #include "kernels/args.h"
@@ -43,6 +44,8 @@ class Backend {
   virtual bool is_host() const = 0;
   // Bytes of work space held now.
   virtual int64_t work_bytes() const = 0;
+  // What it had to do without, for the user; empty if nothing.
+  virtual std::string note() const { return {}; }
   // Outputs of a pass, at most.
   virtual int64_t most_rows() const = 0;
   // At least so many floats; what was there is lost if they have to grow.

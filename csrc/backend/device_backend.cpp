@@ -66,6 +66,11 @@ DeviceBackend::~DeviceBackend() {
 
 int64_t DeviceBackend::work_bytes() const { return table_.work_bytes(&shape_); }
 
+std::string DeviceBackend::note() const {
+  const char* note = table_.note(device_);
+  return note == nullptr ? "" : note;
+}
+
 float* DeviceBackend::rows(Rows which, int64_t) { return table_.rows(device_, which); }
 
 void DeviceBackend::copy_in(const float* host, int64_t floats, float* rows) {

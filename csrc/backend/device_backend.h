@@ -16,6 +16,7 @@ class DeviceBackend final : public Backend {
   ~DeviceBackend() override;
 
   bool is_host() const override { return false; }
+  std::string note() const override;
   int64_t most_rows() const override { return shape_.n_rows; }
   int64_t work_bytes() const override;
   float* rows(Rows which, int64_t floats) override;

@@ -76,6 +76,7 @@ class PyModel {
   int n_threads() const { return n_threads_; }
   int64_t work_bytes() const { return forward_->work_bytes(); }
   const std::string& isa() const { return isa_; }
+  std::vector<std::string> notes() const { return forward_->notes(); }
   const char* kv_dtype() const { return name_of(forward_->kv_type()); }
 
   py::array_t<float> step(const py::array& token_ids, const py::array& positions,
@@ -324,6 +325,7 @@ void bind_model(py::module_& m) {
       .def_property_readonly("work_bytes", &PyModel::work_bytes,
                              "Bytes of work space held now; it grows with the first steps.")
       .def_property_readonly("kv_dtype", &PyModel::kv_dtype)
+      .def_property_readonly("notes", &PyModel::notes, "What devices had to do without.")
       .def("step", &PyModel::step, arg("token_ids"), arg("positions"), arg("sequence_of_token"),
            arg("block_tables"), arg("output_rows"), arg("output") = "logits",
            arg("cancel") = py::none(),

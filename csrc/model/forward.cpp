@@ -102,6 +102,15 @@ int64_t Forward::n_host_layers() const {
   return first.backend().is_host() ? first.end() : 0;
 }
 
+std::vector<std::string> Forward::notes() const {
+  std::vector<std::string> notes;
+  for (const auto& stage : stages_) {
+    const std::string note = stage->backend().note();
+    if (!note.empty()) notes.push_back(note);
+  }
+  return notes;
+}
+
 void Forward::copy_blocks(const int32_t* source, const int32_t* destination, int64_t n) {
   for (const auto& stage : stages_) stage->cache().copy_blocks(source, destination, n);
 }

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "backend/cpu_backend.h"
@@ -52,6 +53,8 @@ class Forward {
 
   // From now on, steps take the weights of the host's layers from this reader.
   void set_read_ahead(std::unique_ptr<ReadAhead> reader);
+  // What backends had to do without, for the user.
+  std::vector<std::string> notes() const;
   // Layers that the host computes.
   int64_t n_host_layers() const;
 

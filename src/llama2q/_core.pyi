@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from mmap import mmap
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,34 @@ def measure_read_bandwidth(
 def usable_cpus() -> int:
     """Threads that can run at once: CPUs of the affinity mask, siblings of a core included, at most
     the cgroup's quota."""
+
+class DeviceDescription(TypedDict):
+    """A device: bandwidth in bytes per second, 0 if unknown."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    compute_capability: tuple[int, int]
+    n_multiprocessors: int
+    driver_version: tuple[int, int]
+    bytes_per_second: int
+
+class DeviceLibrary:
+    """Kernels for devices, in a library that is loaded at run time."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def targets(self) -> str: ...
+    @property
+    def n_devices(self) -> int: ...
+    def describe(self, index: int) -> DeviceDescription:
+        """Name, memory and abilities of a device."""
+
+def device_matrix_bytes(matrix: Matrix) -> int:
+    """Bytes that a matrix takes on a device."""
+
+def device_work_bytes(config: Mapping[str, object], n_ctx_blocks: int, max_sequences: int) -> int:
+    """Bytes of a model's work space on a device."""
 
 class Matrix:
     """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""
@@ -127,9 +155,13 @@ class Model:
         n_blocks: int,
         n_threads: int | None = None,
         isa: str | None = None,
+        devices: Sequence[tuple[DeviceLibrary, int, int]] = [],
+        n_ctx_blocks: int | None = None,
     ) -> None:
         """config: keys of ModelConfig.to_dict. Keys of a layer: attention_norm, wq, wk, wv, wo,
-        ffn_norm, w1_w3 (alternating bands), w2. inv_freq float64 (head_dim / 2,)."""
+        ffn_norm, w1_w3 (alternating bands), w2. inv_freq float64 (head_dim / 2,). devices: a
+        library, the number of a device and how many layers it gets, the last ones of the model;
+        n_ctx_blocks: blocks of the longest sequence (all)."""
 
     @property
     def n_blocks(self) -> int: ...
@@ -139,6 +171,10 @@ class Model:
     def isa(self) -> str: ...
     @property
     def kv_dtype(self) -> KvDtype: ...
+    @property
+    def notes(self) -> list[str]:
+        """What devices had to do without."""
+
     @property
     def work_bytes(self) -> int:
         """Bytes of work space held now; it grows with the first steps."""

@@ -86,9 +86,7 @@ class DeviceRequest:
             If one of them is none of the above; gpu_memory may be text like "7GB".
         """
         if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-            raise InvalidArgumentError(
-                f"device is {device!r}; expected auto, cpu, cuda or cuda:N"
-            )
+            raise InvalidArgumentError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
         layers: int | Literal["auto"]
         if gpu_layers == "auto":
             layers = "auto"
@@ -140,6 +138,9 @@ class DeviceRequest:
         return replace(device, room_bytes=min(self.gpu_memory, device.free_bytes))
 
 
+CPU_ONLY = DeviceRequest(device="cpu")
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """NVIDIA's driver.
@@ -189,7 +190,7 @@ def library_path() -> Path:
     raise DeviceError(
         f"this installation of llama2q has no CUDA kernels ({LIBRARY_NAME}); the wheels for Linux "
         "on x86-64 have them, and a build from source with nvcc 13 and "
-        '--config-settings=cmake.define.LLAMA2Q_CUDA=ON makes them'
+        "--config-settings=cmake.define.LLAMA2Q_CUDA=ON makes them"
     )
 
 
@@ -272,6 +273,4 @@ def _device(index: int, found: _core.DeviceDescription) -> Device:
 def _require_new(found: Driver) -> None:
     if found.cuda < _OLDEST_CUDA:
         name = found.release or f"one for CUDA {found.cuda[0]}.{found.cuda[1]}"
-        raise DeviceError(
-            f"the GPU driver is {name}; version {OLDEST_DRIVER} or newer is needed"
-        )
+        raise DeviceError(f"the GPU driver is {name}; version {OLDEST_DRIVER} or newer is needed")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llama2q import _core, host
 from llama2q.closing import Closing
 from llama2q.config import ModelConfig
+from llama2q.devices import CPU_ONLY, DeviceRequest
 from llama2q.errors import (
     CancelledError,
     ClosedError,
@@ -66,6 +67,7 @@ class Engine(Closing):
         n_threads: int | None = None,
         isa: str | None = None,
         max_sequences: int | None = None,
+        request: DeviceRequest = CPU_ONLY,
     ) -> None:
         """Map a `.l2q` file and make its KV cache, whose memory is committed as it is used.
 
@@ -85,7 +87,9 @@ class Engine(Closing):
             Instruction set; None takes LLAMA2Q_ISA or the fastest.
         max_sequences : int or None
             Full contexts that the cache holds; None takes what 80 % of the free memory hold beside
-            the weights, 1 to 8.
+            the weights, 1 to 8; with layers on GPUs, as many as cost none of these.
+        request : DeviceRequest
+            GPUs that may be used.
 
         Raises
         ------
@@ -95,6 +99,8 @@ class Engine(Closing):
             If the file is not a sound `.l2q` file.
         InsufficientMemoryError
             If cache and work space do not fit the free memory; the message says what would.
+        DeviceError
+            If a GPU was asked for by name and cannot be used.
         """
         check_count("n_threads", n_threads)
         check_count("max_sequences", max_sequences)
@@ -103,7 +109,7 @@ class Engine(Closing):
         self._lock = threading.Lock()
         self._file = L2qFile(path)
         try:
-            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences)
+            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences, request)
         except BaseException:
             self._file.close()
             raise
@@ -115,6 +121,7 @@ class Engine(Closing):
         n_threads: int | None,
         isa: str | None,
         max_sequences: int | None,
+        request: DeviceRequest,
     ) -> None:
         config = self.config
         plan = plan_for(
@@ -124,6 +131,7 @@ class Engine(Closing):
             n_sequences=max_sequences,
             n_threads=n_threads,
             isa=isa,
+            request=request,
         )
         if not plan.can_load:
             raise InsufficientMemoryError(plan.message)
@@ -154,7 +162,11 @@ class Engine(Closing):
             n_threads=n_computing,
             isa=isa,
             read_ahead=plan.read_ahead,
+            devices=plan.devices,
+            n_ctx_blocks=blocks_for(self.n_ctx),
         )
+        for note in self._model.notes:
+            _log.warning("%s", note)
         _log.info(
             "%s KV cache %s%s, %d bytes a token, %d context(s); %d threads, %s",
             plan.message,

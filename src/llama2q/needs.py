@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama2q import _core
 from llama2q.config import ModelConfig
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
+from llama2q.format.recipe import EMBEDDINGS, OUTPUT
 from llama2q.kv_blocks import BLOCK, blocks_for
+from llama2q.read_ahead import layer_ranges
 
 MAX_SEQUENCES = 8
 """Most full contexts that loading makes room for by itself."""
@@ -43,6 +45,7 @@ class Needs:
     isa: str | None
     weights: int
     overhead: int
+    n_host_layers: int
 
     @classmethod
     def of(cls, file: L2qFile, n_threads: int, isa: str | None) -> Needs:
@@ -55,14 +58,32 @@ class Needs:
             isa,
             file.file_bytes,
             _OVERHEAD_BYTES + _OVERHEAD_PER_TOKENIZER_BYTE * tokenizer_bytes,
+            file.config.n_layers,
         )
 
+    def beside_devices(self, file: L2qFile, n_layers: int) -> Needs:
+        """Return what is left to the host where devices have the last layers."""
+        if n_layers == 0:
+            return self
+        left = self.n_host_layers - n_layers
+        gone = sum(end - begin for begin, end in layer_ranges(file)[left:])
+        ends = (OUTPUT, EMBEDDINGS) if left == 0 else (OUTPUT,)
+        for name in ends:
+            gone += sum(file.tensors[t.name].nbytes for t in file.matrix(name).tensors())
+        return replace(self, n_host_layers=left, weights=self.weights - gone)
+
     def kv(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
-        """KV cache when all contexts are full."""
-        return _core.kv_bytes(self.config.to_dict(), kv_dtype, blocks_for(n_ctx) * n_sequences)
+        """KV cache of the host's layers when all contexts are full."""
+        if self.n_host_layers == 0:
+            return 0
+        config = {**self.config.to_dict(), "n_layers": self.n_host_layers}
+        return _core.kv_bytes(config, kv_dtype, blocks_for(n_ctx) * n_sequences)
 
     def work(self, n_ctx: int, n_sequences: int) -> int:
         """Work space of steps that return a row per sequence, and the rows."""
+        logits = 4 * n_sequences * self.config.vocab_size
+        if self.n_host_layers == 0:
+            return logits
         buffers = _core.work_bytes(
             self.config.to_dict(),
             self.group_size,
@@ -71,7 +92,7 @@ class Needs:
             n_sequences,
             self.isa,
         )
-        return buffers + 4 * n_sequences * self.config.vocab_size
+        return buffers + logits
 
     def anonymous(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
         """All but the weights."""

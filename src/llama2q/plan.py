@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -9,12 +10,15 @@ from typing import Any, Literal, TypeAlias, get_args
 from llama2q import _core
 from llama2q import memory as system_memory
 from llama2q.config import ModelConfig
-from llama2q.errors import InvalidArgumentError
+from llama2q.devices import CPU_ONLY, Device, DeviceRequest
+from llama2q.errors import DeviceError, InvalidArgumentError
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import BLOCK
 from llama2q.memory import format_size, parse_size
 from llama2q.needs import Alternative, Needs, alternatives, choose_kv_dtype, choose_n_sequences
+from llama2q.placement import place
 from llama2q.read_ahead import ReadAhead, read_ahead_for
+from llama2q.split import DeviceShare
 
 KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
 
@@ -46,6 +50,8 @@ class Plan:
         Empty if the plan fits; best first. They hold the weights too, unless nothing can.
     read_ahead : ReadAhead or None
         Which layers are read from disk at each step, where the weights do not fit (on Linux).
+    devices : tuple of DeviceShare
+        GPUs and their layers, in the order of these; what is said above is the host's share.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Plan:
     available_bytes: int
     would_fit: tuple[Alternative, ...]
     read_ahead: ReadAhead | None = None
+    devices: tuple[DeviceShare, ...] = ()
 
     @property
     def anonymous_bytes(self) -> int:
@@ -83,6 +90,10 @@ class Plan:
     @property
     def message(self) -> str:
         """The plan in a sentence or two."""
+        return " ".join([*(f"{share}." for share in self.devices), self._host_message])
+
+    @property
+    def _host_message(self) -> str:
         total = self.total_bytes
 
         def size(n_bytes: int) -> str:
@@ -153,6 +164,9 @@ def plan(
     kv_dtype: KvChoice = "auto",
     memory: int | str | None = None,
     n_sequences: int = 1,
+    device: str = "auto",
+    gpu_layers: int | str = "auto",
+    gpu_memory: int | str | None = None,
 ) -> Plan:
     """Say what a model would need; reads the file's header only.
 
@@ -169,6 +183,8 @@ def plan(
         free here, within the limit of the process's cgroup.
     n_sequences : int
         Full contexts that the KV cache holds.
+    device, gpu_layers, gpu_memory
+        As in `llama2q.load`. With gpu_memory and without a GPU: the plan for one that has so much.
 
     Returns
     -------
@@ -187,10 +203,28 @@ def plan(
     if n_sequences is None:
         raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
     check_count("n_sequences", n_sequences)
+    request = DeviceRequest.of(device, gpu_layers, gpu_memory)
     with L2qFile(path) as file:
         return plan_for(
-            file, n_ctx=n_ctx, kv_choice=kv_dtype, available=memory, n_sequences=n_sequences
+            file,
+            n_ctx=n_ctx,
+            kv_choice=kv_dtype,
+            available=memory,
+            n_sequences=n_sequences,
+            request=request,
+            devices=_imagined(request),
         )
+
+
+def _imagined(request: DeviceRequest) -> list[Device] | None:
+    """Return a GPU to plan for where there is none, if it is known how much memory it has."""
+    if request.gpu_memory is None or request.device == "cpu":
+        return None
+    try:
+        return request.find() or None
+    except DeviceError:
+        size = request.gpu_memory
+    return [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
 
 
 def plan_for(
@@ -202,6 +236,8 @@ def plan_for(
     n_sequences: int | None = None,
     n_threads: int | None = None,
     isa: str | None = None,
+    request: DeviceRequest = CPU_ONLY,
+    devices: Sequence[Device] | None = None,
 ) -> Plan:
     """Plan for an open file; see `plan`.
 
@@ -213,6 +249,10 @@ def plan_for(
         Computing threads that are asked for, see `threads_for`.
     isa : str or None
         Instruction set; None takes LLAMA2Q_ISA or the fastest.
+    request : DeviceRequest
+        GPUs that may be used.
+    devices : sequence of Device or None
+        To plan for; None looks for them.
     """
     config = file.config
     if kv_choice not in get_args(KvChoice):
@@ -228,11 +268,26 @@ def plan_for(
         available = system_memory.available_bytes()
     needs = Needs.of(file, threads_for(n_threads), isa)
     n_ctx = n_ctx or config.max_seq_len
-    kv_dtype = (
-        choose_kv_dtype(needs, file.recipe.quant, n_ctx, available)
-        if kv_choice == "auto"
-        else kv_choice
-    )
+    shares: tuple[DeviceShare, ...] = ()
+    if devices is None:
+        devices = request.find()
+    if devices:
+        placement = place(
+            file,
+            devices,
+            request,
+            n_ctx=n_ctx,
+            kv_dtypes=_kv_dtypes(file, kv_choice),
+            n_sequences=n_sequences,
+        )
+        shares = placement.shares
+        needs = needs.beside_devices(file, placement.n_layers)
+    if shares:
+        kv_dtype, n_sequences = placement.kv_dtype, placement.n_sequences
+    elif kv_choice == "auto":
+        kv_dtype = choose_kv_dtype(needs, file.recipe.quant, n_ctx, available)
+    else:
+        kv_dtype = kv_choice
     if n_sequences is None:
         n_sequences = choose_n_sequences(needs, n_ctx, kv_dtype, available)
     chosen = Alternative(
@@ -253,8 +308,16 @@ def plan_for(
         overhead_bytes=needs.overhead,
         available_bytes=available,
         would_fit=alternatives(needs, chosen, available),
-        read_ahead=read_ahead_for(file, room),
+        read_ahead=read_ahead_for(file, room, needs.n_host_layers),
+        devices=shares,
     )
+
+
+def _kv_dtypes(file: L2qFile, choice: KvChoice) -> tuple[_core.KvDtype, ...]:
+    """Return the types that a choice leaves, best first."""
+    if choice != "auto":
+        return (choice,)
+    return ("f32",) if file.recipe.quant == "none" else ("f16", "int8")
 
 
 def threads_for(n_threads: int | None) -> int:

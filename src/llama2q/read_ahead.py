@@ -31,7 +31,7 @@ class ReadAhead:
     Attributes
     ----------
     n_layers : int
-        Layers of the model.
+        Layers that the CPU computes.
     streamed : tuple of int
         Those that are read from disk at each step and dropped after use, ascending.
     streamed_bytes : int
@@ -46,7 +46,7 @@ class ReadAhead:
     window_bytes: int
 
 
-def read_ahead_for(file: L2qFile, room: int) -> ReadAhead | None:
+def read_ahead_for(file: L2qFile, room: int, n_host_layers: int) -> ReadAhead | None:
     """Choose the layers to stream; as few as possible, evenly spread.
 
     An LRU cache would be of no use to layers that are read in turn: each would be dropped just
@@ -57,17 +57,21 @@ def read_ahead_for(file: L2qFile, room: int) -> ReadAhead | None:
     file : L2qFile
     room : int
         Bytes of memory that weights may take.
+    n_host_layers : int
+        Layers that the CPU computes, the first ones; the others are on devices.
 
     Returns
     -------
     ReadAhead or None
         None where all weights fit, or where the system offers no control of its cache.
     """
-    if file.file_bytes <= room or not CACHE_CAN_BE_STEERED:
+    all_sizes = [end - begin for begin, end in layer_ranges(file)]
+    sizes = all_sizes[:n_host_layers]
+    host_bytes = file.file_bytes - sum(all_sizes[n_host_layers:])
+    if host_bytes <= room or not sizes or not CACHE_CAN_BE_STEERED:
         return None
-    sizes = [end - begin for begin, end in layer_ranges(file)]
     n_layers, largest = len(sizes), max(sizes)
-    left = room - int(room * _SHARE_LEFT) - (file.file_bytes - sum(sizes))
+    left = room - int(room * _SHARE_LEFT) - (host_bytes - sum(sizes))
     n_streamed = next(
         (n for n in range(n_layers) if (n_layers - n + min(n, _WINDOW_LAYERS)) * largest <= left),
         n_layers,

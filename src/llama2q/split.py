@@ -147,4 +147,3 @@ def _too_many(devices: Sequence[Device], sizes: DeviceSizes, asked: int) -> str:
         f"gpu_layers is {asked}: they do not fit; there is room for {fitting} ({rooms}). Take "
         'gpu_layers="auto", a shorter context or a narrower KV type'
     )
-

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
+from llama2q.devices import library
 from llama2q.format.layout import INV_FREQ
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.quant import GRIDS
 from llama2q.read_ahead import LOADING, ReadAhead, is_worth_loading, layer_ranges
+from llama2q.split import DeviceShare
 
 
 def build_model(
@@ -21,6 +26,8 @@ def build_model(
     n_threads: int | None = None,
     isa: str | None = None,
     read_ahead: ReadAhead | None = None,
+    devices: Sequence[DeviceShare] = (),
+    n_ctx_blocks: int | None = None,
 ) -> _core.Model:
     """Hand every tensor of a file to the core.
 
@@ -38,6 +45,10 @@ def build_model(
         Instruction set; None takes LLAMA2Q_ISA or the fastest.
     read_ahead : ReadAhead or None
         Layers that do not stay in memory.
+    devices : sequence of DeviceShare
+        The last layers, on GPUs; their pages are released once they are there.
+    n_ctx_blocks : int or None
+        Blocks of the longest sequence; None: all.
     """
     config = file.config
     layers: list[dict[str, _core.Matrix | NDArray[np.float32]]] = []
@@ -59,18 +70,31 @@ def build_model(
         n_blocks=n_blocks,
         n_threads=n_threads,
         isa=isa,
+        devices=[(library(), share.index, share.n_layers) for share in devices],
+        n_ctx_blocks=n_ctx_blocks,
     )
-    if not is_worth_loading(file):
+    n_host_layers = config.n_layers - sum(share.n_layers for share in devices)
+    if devices:
+        _release(file, n_host_layers)
+    if n_host_layers == 0 or not is_worth_loading(file):
         return model
     streamed: tuple[int, ...] = ()
     window_bytes = 0
     if read_ahead is not None:
         streamed, window_bytes = read_ahead.streamed, read_ahead.window_bytes
-    ranges = enumerate(layer_ranges(file))
+    ranges = enumerate(layer_ranges(file)[:n_host_layers])
     places = [(begin, end, i in streamed) for i, (begin, end) in ranges]
     with file.path.open("rb") as descriptor:
         model.read_ahead(descriptor.fileno(), file.map, places, window_bytes, LOADING)
     return model
+
+
+def _release(file: L2qFile, n_host_layers: int) -> None:
+    """Give the memory of pages back that only devices read; what they hold is in the file."""
+    begin, end = layer_ranges(file)[n_host_layers][0], file.file_bytes
+    begin = 0 if n_host_layers == 0 else -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    if hasattr(file.map, "madvise") and begin < end:
+        file.map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def matrix_of(file: L2qFile, name: str) -> _core.Matrix:

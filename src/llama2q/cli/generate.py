@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama2q.cli.console import exit_codes, note, print_json
-from llama2q.cli.options import Context, Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.options import (
+    Context,
+    Device,
+    GpuLayers,
+    GpuMemory,
+    Json,
+    Kv,
+    KvChoice,
+    ModelFile,
+    Threads,
+    layers_of,
+)
 from llama2q.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -54,6 +65,9 @@ def generate(
     ctx: Context = None,
     kv: Kv = KvChoice.auto,
     threads: Threads = None,
+    device: Device = "auto",
+    gpu_layers: GpuLayers = "auto",
+    gpu_memory: GpuMemory = None,
     json: Json = False,
 ) -> None:
     """Continue PROMPT: new text to stdout as it comes, speed to stderr."""
@@ -82,7 +96,15 @@ def generate(
             echo=echo,
             logprobs=logprobs,
         )
-        with llama2q.load(file, n_ctx=ctx, kv_dtype=kv.value, n_threads=threads) as llm:
+        with llama2q.load(
+            file,
+            n_ctx=ctx,
+            kv_dtype=kv.value,
+            n_threads=threads,
+            device=device,
+            gpu_layers=layers_of(gpu_layers),
+            gpu_memory=gpu_memory,
+        ) as llm:
             if json or n > 1:
                 completion = llm.generate(prompt, params)
             else:

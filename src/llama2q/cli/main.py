@@ -14,7 +14,19 @@ from llama2q.cli.doctor import doctor
 from llama2q.cli.export import export
 from llama2q.cli.generate import generate
 from llama2q.cli.inspect import describe, print_description, print_licences
-from llama2q.cli.options import Json, Kv, KvChoice, ModelFile, Protocol, TextFile, Threads
+from llama2q.cli.options import (
+    Device,
+    GpuLayers,
+    GpuMemory,
+    Json,
+    Kv,
+    KvChoice,
+    ModelFile,
+    Protocol,
+    TextFile,
+    Threads,
+    layers_of,
+)
 from llama2q.cli.plan import plan
 from llama2q.cli.score import score
 from llama2q.cli.verify import verify
@@ -83,6 +95,9 @@ def perplexity(
     chunks: Annotated[int | None, typer.Option(help="Only the first N chunks.")] = None,
     kv: Kv = KvChoice.auto,
     threads: Threads = None,
+    device: Device = "auto",
+    gpu_layers: GpuLayers = "auto",
+    gpu_memory: GpuMemory = None,
     json: Json = False,
 ) -> None:
     """Measure how well FILE predicts TEXT."""
@@ -92,7 +107,14 @@ def perplexity(
 
         content = text.read_bytes().decode("utf-8", "replace")
         with (
-            llama2q.load(file, kv_dtype=kv.value, n_threads=threads) as llm,
+            llama2q.load(
+                file,
+                kv_dtype=kv.value,
+                n_threads=threads,
+                device=device,
+                gpu_layers=layers_of(gpu_layers),
+                gpu_memory=gpu_memory,
+            ) as llm,
             ProgressBar("perplexity", "chunks") as bar,
         ):
             result = measure(llm, content, protocol=protocol.value, n_chunks=chunks, progress=bar)

@@ -36,3 +36,18 @@ Threads = Annotated[
     typer.Option("--threads", help="Computing threads; all physical cores if not given."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.", show_default=True)
+]
+GpuLayers = Annotated[
+    str, typer.Option(metavar="N", help="Layers on GPUs; auto: as many as fit.", show_default=True)
+]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of each GPU that may be taken: 24GB, 7.5GiB."),
+]
+
+
+def layers_of(text: str) -> int | str:
+    """Return the number that --gpu-layers has, or what is none."""
+    return int(text) if text.isdecimal() else text

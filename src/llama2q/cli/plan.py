@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from llama2q.cli.console import exit_codes, print_json
-from llama2q.cli.options import Context, Json, Kv, KvChoice, ModelFile
+from llama2q.cli.options import (
+    Context,
+    Device,
+    GpuLayers,
+    GpuMemory,
+    Json,
+    Kv,
+    KvChoice,
+    ModelFile,
+    layers_of,
+)
 
 
 def plan(
@@ -19,6 +29,9 @@ def plan(
         typer.Option(metavar="SIZE", help="Plan for so much free memory: 8GB, 7.5GiB."),
     ] = None,
     sequences: Annotated[int, typer.Option(help="Full contexts in the KV cache.")] = 1,
+    device: Device = "auto",
+    gpu_layers: GpuLayers = "auto",
+    gpu_memory: GpuMemory = None,
     json: Json = False,
 ) -> None:
     """Say what FILE needs of the memory, and what would fit; exit code 1 if it does not fit."""
@@ -26,7 +39,14 @@ def plan(
         import llama2q
 
         result = llama2q.plan(
-            file, n_ctx=ctx, kv_dtype=kv.value, memory=memory, n_sequences=sequences
+            file,
+            n_ctx=ctx,
+            kv_dtype=kv.value,
+            memory=memory,
+            n_sequences=sequences,
+            device=device,
+            gpu_layers=layers_of(gpu_layers),
+            gpu_memory=gpu_memory,
         )
         if json:
             print_json(result.to_dict())

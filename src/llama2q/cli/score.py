@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from llama2q.cli.console import exit_codes, note, print_json
-from llama2q.cli.options import Context, Json, Kv, KvChoice, ModelFile, Threads
+from llama2q.cli.options import (
+    Context,
+    Device,
+    GpuLayers,
+    GpuMemory,
+    Json,
+    Kv,
+    KvChoice,
+    ModelFile,
+    Threads,
+    layers_of,
+)
 
 
 def score(
@@ -18,6 +29,9 @@ def score(
     ctx: Context = None,
     kv: Kv = KvChoice.auto,
     threads: Threads = None,
+    device: Device = "auto",
+    gpu_layers: GpuLayers = "auto",
+    gpu_memory: GpuMemory = None,
     json: Json = False,
 ) -> None:
     """Say how likely FILE finds TEXT: a line per token, its log-probability and its text."""
@@ -26,7 +40,15 @@ def score(
 
         if text == "-":
             text = sys.stdin.buffer.read().decode("utf-8", "replace")
-        with llama2q.load(file, n_ctx=ctx, kv_dtype=kv.value, n_threads=threads) as llm:
+        with llama2q.load(
+            file,
+            n_ctx=ctx,
+            kv_dtype=kv.value,
+            n_threads=threads,
+            device=device,
+            gpu_layers=layers_of(gpu_layers),
+            gpu_memory=gpu_memory,
+        ) as llm:
             result = llm.score(text)
             kv_dtype = llm.engine.kv_dtype
             texts = [llm.tokenizer.text_of(token) for token in result.token_ids]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llama2q import _core
 from llama2q.closing import Closing
 from llama2q.config import ModelConfig
+from llama2q.devices import DeviceRequest
 from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.generate.batch import Batch
@@ -250,6 +251,9 @@ def load(
     n_ctx: int | None = None,
     kv_dtype: KvChoice = "auto",
     n_threads: int | None = None,
+    device: str = "auto",
+    gpu_layers: int | str = "auto",
+    gpu_memory: int | str | None = None,
 ) -> Llama:
     """Load a model file; the weights are mapped, not read.
 
@@ -265,6 +269,14 @@ def load(
     n_threads : int or None
         Computing threads, at most as many as there are CPUs for them; None takes the physical cores
         that this process may use.
+    device : str
+        "auto": GPUs where there are any; "cpu"; "cuda": all GPUs, or an error that says why not;
+        "cuda:N": that one. The choice is logged.
+    gpu_layers : int or "auto"
+        Layers on GPUs, the last ones of the model; "auto": as many as fit.
+    gpu_memory : int, str or None
+        How much of each GPU's memory may be taken: bytes, or text like "7GB". None: what is free
+        but for 512 MiB or 5 %.
 
     Returns
     -------
@@ -279,10 +291,13 @@ def load(
         If an argument is outside its range.
     InsufficientMemoryError
         If KV cache and work space do not fit the free memory; the message says what would.
+    DeviceError
+        If a GPU was asked for by name and cannot be used; the message names what is missing.
 
     Notes
     -----
     `llama2q.plan` says beforehand what loading needs. Weights that do not fit the memory beside the
     rest are read from the disk again and again: that works, slowly, and is logged as a warning.
     """
-    return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads))
+    request = DeviceRequest.of(device, gpu_layers, gpu_memory)
+    return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads, request=request))

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from llama2q import _core, host, memory, self_test
-from llama2q.errors import UnsupportedIsaError
+from llama2q import _core, devices, host, memory, self_test
+from llama2q.errors import DeviceError, UnsupportedIsaError
+from llama2q.memory import format_size
 
 _BANDWIDTH_BYTES = 256 * 10**6
 _MATMUL_ROWS, _MATMUL_TOKENS = 2048, 64
@@ -38,6 +39,7 @@ class Health:
     memory : dict
         Bytes in all, free, and what the cgroup allows (None: no limit).
     cuda : str
+        The GPUs that can be used, or why none can.
     warnings : list of str
     self_test : list of SelfTestRun
     bench : dict
@@ -73,7 +75,7 @@ def examine() -> Health:
         cpu=_cpu(),
         isa=isa,
         memory=_memory(),
-        cuda="not built",
+        cuda=_cuda(),
         warnings=_warnings(isa),
         self_test=runs,
         bench=_bench() if passed and isa["chosen"] is not None else {},
@@ -143,6 +145,19 @@ def _memory() -> dict[str, int | None]:
         "available_bytes": memory.available_bytes(),
         "cgroup_limit_bytes": memory.cgroup_limit_bytes(),
     }
+
+
+def _cuda() -> str:
+    try:
+        found = devices.find()
+    except DeviceError as error:
+        return str(error)
+    gpus = "; ".join(
+        f"{gpu.name}, compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}, "
+        f"{format_size(gpu.free_bytes)} free of {format_size(gpu.total_bytes)}"
+        for gpu in found
+    )
+    return f"{gpus} (kernels for {devices.library().targets})"
 
 
 def _warnings(isa: dict[str, Any]) -> list[str]:

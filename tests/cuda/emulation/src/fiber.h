@@ -33,6 +33,6 @@ void switch_fiber(Fiber& from, Fiber& to);
 // Stacks with an unreadable page below each. They are kept until the process ends: one of a fiber
 // that was abandoned is as good as any.
 unsigned char* fiber_stack(size_t index);
-size_t fiber_stack_bytes();
+size_t fiber_stack_bytes(size_t index);
 
 }  // namespace cuda_emulation

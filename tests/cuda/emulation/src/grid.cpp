@@ -137,7 +137,7 @@ void start_threads(const Grid& grid) {
     thread.group_sizes.clear();
     thread.n_open = 0;
     thread.fiber.stack = fiber_stack(t);
-    thread.fiber.stack_bytes = fiber_stack_bytes();
+    thread.fiber.stack_bytes = fiber_stack_bytes(t);
     prepare_fiber(thread.fiber, thread_main);
     if (++index.x == extent.x) {
       index.x = 0;

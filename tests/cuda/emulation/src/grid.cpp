@@ -61,7 +61,8 @@ struct Block {
 Block block;
 
 std::string coordinates(uint3 c) {
-  return "(" + std::to_string(c.x) + ", " + std::to_string(c.y) + ", " + std::to_string(c.z) + ")";
+  // "(" as a string: GCC 12 warns of an insertion before a temporary (bug 105651).
+  return std::string("(") + std::to_string(c.x) + ", " + std::to_string(c.y) + ", " + std::to_string(c.z) + ")";
 }
 
 std::string text_of(const Place& place) {

@@ -65,8 +65,8 @@ class Buffer {
   }
   std::vector<T> read() const {
     std::vector<T> values(n_);
-    llama2q::cuda::check(
-        cudaMemcpy(values.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost), "reading");
+    llama2q::cuda::check(cudaMemcpy(values.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost),
+                         "reading");
     return values;
   }
 

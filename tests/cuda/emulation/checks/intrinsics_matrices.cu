@@ -161,10 +161,8 @@ void check_int8_products(bool a_signed) {
   const auto any_a = [&](size_t, size_t) { return random_int(low, high); };
   const auto any_b = [](size_t, size_t) { return random_int(-128, 127); };
   for (int i = 0; i < 20; ++i) check_int8(a_signed, any_a, any_b);
-  check_int8(
-      a_signed, [&](size_t, size_t) { return high; }, [](size_t, size_t) { return -128; });
-  check_int8(
-      a_signed, [&](size_t, size_t) { return low; }, [](size_t, size_t) { return -128; });
+  check_int8(a_signed, [&](size_t, size_t) { return high; }, [](size_t, size_t) { return -128; });
+  check_int8(a_signed, [&](size_t, size_t) { return low; }, [](size_t, size_t) { return -128; });
   // One column of A at a time.
   for (size_t only = 0; only < 32; ++only) {
     check_int8(

@@ -119,8 +119,7 @@ void check_permute_bytes() {
     }
   }
   Buffer<uint32_t> from(x), y(n);
-  launch(Stream{}, permutes, blocks_of(n), 256, 0, from.data(), y.data(),
-         static_cast<unsigned>(n));
+  launch(Stream{}, permutes, blocks_of(n), 256, 0, from.data(), y.data(), static_cast<unsigned>(n));
   expect_equal(y.read(), wanted);
 }
 
@@ -189,8 +188,8 @@ void check_float_to_half() {
   const std::vector<uint16_t> got = y.read();
   for (size_t i = 0; i < n; ++i) {
     const float x = llama2q::bits_float(floats[i]);
-    const bool same = std::isnan(x) ? std::isnan(llama2q::f16_to_f32(got[i]))
-                                    : got[i] == llama2q::f32_to_f16(x);
+    const bool same =
+        std::isnan(x) ? std::isnan(llama2q::f16_to_f32(got[i])) : got[i] == llama2q::f32_to_f16(x);
     expect(same, "float bits " + std::to_string(floats[i]));
   }
 }

@@ -58,8 +58,8 @@ struct Binary {
     dl_iterate_phdr(find_module, &module);
     file.open(module.path, std::ios::binary);
     const auto header = read<ElfW(Ehdr)>(file, 0, sizeof(ElfW(Ehdr)));
-    sections = read<ElfW(Shdr)>(file, header[0].e_shoff,
-                                uint64_t{header[0].e_shnum} * sizeof(ElfW(Shdr)));
+    sections =
+        read<ElfW(Shdr)>(file, header[0].e_shoff, uint64_t{header[0].e_shnum} * sizeof(ElfW(Shdr)));
     names = header[0].e_shstrndx;
   }
 

@@ -17,7 +17,8 @@ __device__ bool goes_wrong() { return blockIdx.x == 1 && threadIdx.x == 3; }
 template <int kWords>
 __global__ void beyond_static_shared(uint32_t* y, unsigned n) {
   __shared__ uint32_t shared[kWords];
-  if (goes_wrong()) shared[n] = 1;
+  uint32_t* first = shared;
+  if (goes_wrong()) first[n] = 1;
   llama2q::cuda::sync_block();
   y[threadIdx.x] = shared[threadIdx.x];
 }
@@ -34,6 +35,13 @@ __global__ void reads(const uint32_t* x, uint32_t* y, unsigned n) {
   if (goes_wrong()) y[0] = x[n];
 }
 
+__global__ void beyond_index(uint32_t* y, unsigned n) {
+  __shared__ uint32_t shared[4][8];
+  if (goes_wrong()) shared[0][n] = 1;
+  llama2q::cuda::sync_block();
+  y[threadIdx.x] = shared[1][0];
+}
+
 __global__ void reads_vector(const uint32_t* x, uint4* y) {
   llama2q::cuda::sync_block();
   if (goes_wrong()) *y = *reinterpret_cast<const uint4*>(x + 1);
@@ -47,7 +55,8 @@ __global__ void overflows(const int32_t* x, int32_t* y) {
 __global__ void beyond_stack(uint32_t* y, unsigned n) {
   uint32_t own[8];
   for (unsigned i = 0; i < 8; ++i) own[i] = llama2q::cuda::shuffle(threadIdx.x, 1);
-  if (goes_wrong()) own[n] = 1;
+  uint32_t* first = own;
+  if (goes_wrong()) first[n] = 1;
   llama2q::cuda::sync_warp();
   y[threadIdx.x] = own[threadIdx.x % 8];
 }
@@ -60,6 +69,11 @@ void static_shared() {
 void dynamic_shared() {
   Buffer<uint32_t> y(32);
   launch(Stream{}, beyond_dynamic_shared, 2, 32, 128, y.data(), 32u);
+}
+
+void index() {
+  Buffer<uint32_t> y(32);
+  launch(Stream{}, beyond_index, 2, 32, 0, y.data(), 8u);
 }
 
 void device_memory() {
@@ -105,6 +119,7 @@ int main(int n_arguments, char** arguments) {
                      {
                          {"static_shared", static_shared},
                          {"dynamic_shared", dynamic_shared},
+                         {"index", index},
                          {"device_memory", device_memory},
                          {"freed_memory", freed_memory},
                          {"misaligned_vector", misaligned_vector},

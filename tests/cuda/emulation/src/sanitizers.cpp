@@ -11,6 +11,7 @@
 
 #ifdef CUDA_EMULATION_ASAN
 
+#include <dlfcn.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
@@ -19,7 +20,17 @@ namespace cuda_emulation {
 bool watches_addresses() { return true; }
 void forbid(const void* address, size_t bytes) { __asan_poison_memory_region(address, bytes); }
 void permit(const void* address, size_t bytes) { __asan_unpoison_memory_region(address, bytes); }
-void before_death(void (*callback)()) { __sanitizer_set_death_callback(callback); }
+
+void before_death(void (*callback)()) {
+  __sanitizer_set_death_callback(callback);
+  // GCC's libubsan ends the process by itself.
+  if (void* library = dlopen("libubsan.so.1", RTLD_LAZY | RTLD_NOLOAD)) {
+    if (void* setter = dlsym(library, "__sanitizer_set_death_callback")) {
+      reinterpret_cast<void (*)(void (*)())>(setter)(callback);
+    }
+    dlclose(library);
+  }
+}
 
 }  // namespace cuda_emulation
 

@@ -103,11 +103,10 @@ void wait_for_block(const Place& place) {
   suspend(current_thread("sync_block"), Status::kAtBlock, place);
 }
 
-// The fiber's frames are abandoned: nothing in them may own memory.
 void fail(std::string message, const Place& place) {
   Thread& self = current_thread("fail");
-  block.failure = std::move(message);
-  block.failure = located(self, block.failure + " (" + text_of(place) + ")");
+  block.failure = located(self, message + " (" + text_of(place) + ")");
+  std::string().swap(message);  // the fiber's frames are abandoned, what they own would be lost
   make_current(nullptr);
   leave_fiber(self.fiber, block.scheduler);
 }

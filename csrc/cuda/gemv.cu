@@ -10,10 +10,9 @@
 //
 // Dynamic shared memory: the rings, the sums of a band twice, and for a single token its records
 // (SharedLayout below).
-#include "cuda/gemv.h"
-
 #include <algorithm>
 
+#include "cuda/gemv.h"
 #include "cuda/intrinsics.h"
 #include "cuda/products.h"
 #include "cuda/quantize.h"
@@ -356,7 +355,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
       const int n_heads = static_cast<int>(args.append.cache.n_kv_heads);
       append_finished_heads(args.append, key, matrix.y, place.set * kRows, matrix.y_rows,
                             token_tile * kWidth, min((token_tile + 1) * kWidth, args.n_tokens),
-                            args.append.tickets + (token_tile * 2 + (key ? 0 : 1)) * n_heads,
+                            args.tickets + (token_tile * 2 + (key ? 0 : 1)) * n_heads,
                             reinterpret_cast<int*>(scratch), args.fault);
     }
   }
@@ -391,8 +390,9 @@ int64_t deal_blocks(GemvArgs& args, int64_t most) {
     return int64_t{segment.n_sets} * (segment.codes == Codes::kInt8 ? 2 : 1);
   };
   int64_t total = 0, n_blocks = 0;
-  for (const GemvSegment& segment : args.segments) total += weight(segment);
-  for (GemvSegment& segment : args.segments) {
+  for (int s = 0; s < args.n_segments; ++s) total += weight(args.segments[s]);
+  for (int s = 0; s < args.n_segments; ++s) {
+    GemvSegment& segment = args.segments[s];
     const int64_t share = std::max<int64_t>((most * weight(segment) + total / 2) / total, 1);
     segment.n_blocks = static_cast<int32_t>(std::min<int64_t>(segment.n_sets, share));
     n_blocks += segment.n_blocks;
@@ -408,6 +408,8 @@ int64_t shared_bytes(int64_t width, int64_t n_units) {
 }
 
 }  // namespace
+
+int64_t gemv_tickets(int64_t n_kv_heads) { return kFewTokens / 8 * 2 * n_kv_heads; }
 
 int64_t gemv_shared_bytes(int64_t group_size, int64_t width, int64_t n_units) {
   return group_size == 32   ? shared_bytes<32>(width, n_units)

@@ -28,6 +28,7 @@ struct GemvSegment {
 struct GemvArgs {
   GemvMatrix matrices[kMostMatrices];
   GemvSegment segments[kMostMatrices];
+  int32_t n_segments;
   int32_t n_units;  // of columns (cuda/layout.h)
   int32_t n_tokens;
   int32_t set_bands;
@@ -39,8 +40,12 @@ struct GemvArgs {
   int32_t cols;
   Activations input;  // width 8 or 16
   AppendTo append;    // for roles other than kPlain
+  uint32_t* tickets;  // u32 [gemv_tickets()]: 0 at first, and after each launch
   FaultSite fault;
 };
+
+// For kFewTokens tokens.
+int64_t gemv_tickets(int64_t n_kv_heads);
 
 // Bytes of shared memory of a block for `width` tokens: 1 (from x), 8 or 16.
 int64_t gemv_shared_bytes(int64_t group_size, int64_t width, int64_t n_units);

@@ -19,11 +19,12 @@
 //
 // A unit is a step, or a whole group where that is more: S steps, P groups (UnitOf).
 //
-// Activations of n tokens: records [n_tiles, n_units] of a unit of a tile of `width` tokens (8, 16 or
-// 64; absent ones are 0), each
-// codes       i8 [S, width, 64]: byte 16 t + 8 h + i of a token is column 32 h + 8 t + i, so that a
+// Activations of n tokens: records [n_tiles, n_units] of a unit of a tile of `width` tokens (8, 16
+// or 64; absent ones are 0), each codes       i8 [S, width, 64]: byte 16 t + 8 h + i of a token is
+// column 32 h + 8 t + i, so that a
 //             thread's share of both halves is 16 bytes;
-// starts      i32 [P, width / 2, 4]: s0, s1, s0, s1 of two tokens, what an accumulator of the lookup
+// starts      i32 [P, width / 2, 4]: s0, s1, s0, s1 of two tokens, what an accumulator of the
+// lookup
 //             kind starts from: kFloatBits - 128 * (sum of the codes);
 // scales      f32 [P, width].
 // The record of one token that a block makes for itself (width 1) is the same, with s, s, s, s.

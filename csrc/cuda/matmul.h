@@ -42,6 +42,7 @@ struct MatmulCall {
   float* y[kMostMatrices];  // f32 [n_tokens, rows], for kSwiglu [n_tokens, y_rows]
   int64_t y_rows;           // for kSwiglu the rows of one half; else unused
   void* work;               // matmul_work_bytes(), aligned to 256 bytes
+  uint32_t* tickets;        // u32 [matmul_tickets()]: 0 at first, and after each launch
   FaultSite fault;
 };
 
@@ -54,14 +55,15 @@ struct AppendTo {
   const int32_t* sequence_of_token;  // i32 [n_tokens]
   const int32_t* block_tables;       // i32 [n_sequences, max_blocks]
   int64_t max_blocks;
-  uint32_t* tickets;  // u32 [append_tickets()]: 0 at first, and after each launch
 };
 
-// u32 elements of AppendTo::tickets.
-int64_t append_tickets(int64_t n_kv_heads);
+// Bytes of MatmulCall::work for at most n_tokens rows of `cols` columns; group_size 0 if no matrix
+// is quantized.
+int64_t matmul_work_bytes(const DeviceLimits& limits, int64_t n_tokens, int64_t cols,
+                          int64_t group_size);
 
-// Bytes of MatmulCall::work for rows of `cols` columns; group_size 0 if no matrix is quantized.
-int64_t matmul_work_bytes(int64_t n_tokens, int64_t cols, int64_t group_size);
+// Elements of MatmulCall::tickets.
+int64_t matmul_tickets(const DeviceLimits& limits, int64_t n_kv_heads);
 
 void matmul(const Stream& stream, const DeviceLimits& limits, const MatmulCall& call);
 

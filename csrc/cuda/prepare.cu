@@ -2,10 +2,9 @@
 //
 // A block of 256 threads takes 2048 columns of a token, a thread an octet: grid (chunks of columns,
 // tokens). With a norm every block sums the squares of its whole row. 32 bytes of shared memory.
-#include "cuda/prepare.h"
-
 #include "cuda/intrinsics.h"
 #include "cuda/math.h"
+#include "cuda/prepare.h"
 #include "cuda/quantize.h"
 
 namespace llama2q::cuda {

@@ -55,7 +55,7 @@ struct Products<Codes::kLookup> {
 template <>
 struct Products<Codes::kUniform> {
   static constexpr int kPieces = 1;
-  static constexpr float kBias = 786432.0f;           // 1.5 * 2^19
+  static constexpr float kBias = 786432.0f;  // 1.5 * 2^19
   static constexpr int32_t kBiasBits = 0x49400000;
   CodeTable table;  // unused
 
@@ -106,8 +106,8 @@ __device__ __forceinline__ Int8B half_of(const uint4& step, int half) {
   return half == 0 ? Int8B{{step.x, step.y}} : Int8B{{step.z, step.w}};
 }
 
-// acc[i] = fma(dot, w_scale * a_scale, acc[i]) for the four elements of c. w_scales: of rows g (low)
-// and g + 8; a0, a1: of the two tokens.
+// acc[i] = fma(dot, w_scale * a_scale, acc[i]) for the four elements of c. w_scales: of rows g
+// (low) and g + 8; a0, a1: of the two tokens.
 template <Codes kCodes>
 __device__ __forceinline__ void add_group(float (&acc)[4], const IntC& c, uint32_t w_scales,
                                           float a0, float a1) {

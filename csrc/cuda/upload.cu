@@ -102,8 +102,8 @@ MatrixView placed_matrix(const MatrixView& matrix, void* memory) {
   placed.codes = memory;
   placed.scales = nullptr;
   if (is_quantized(matrix)) {
-    placed.scales = reinterpret_cast<const uint16_t*>(static_cast<unsigned char*>(memory) +
-                                                      code_bytes(matrix));
+    placed.scales =
+        reinterpret_cast<const uint16_t*>(static_cast<unsigned char*>(memory) + code_bytes(matrix));
   }
   return placed;
 }
@@ -140,8 +140,8 @@ void place_bands(const Stream& stream, const MatrixView& placed, int64_t first, 
   args.band_words = n_steps * step_words(placed.kind);
   args.band_scales = padded_groups(n_steps, placed.group_size) * 8;
   args.placed_codes = reinterpret_cast<uint4*>(to) + first * args.band_words;
-  args.placed_scales = reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(placed.scales)) +
-                       first * args.band_scales;
+  args.placed_scales =
+      reinterpret_cast<uint32_t*>(const_cast<uint16_t*>(placed.scales)) + first * args.band_scales;
   args.n_words = count * args.band_words;
   args.n_scales = count * args.band_scales;
   args.n_lines = file_band_code_bytes(placed) / kLineBytes;

@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "cuda/attention.h"
-#include "cuda/decode_rows.h"
+#include "cuda/decode_split.h"
 #include "cuda/intrinsics.h"
 #include "cuda/kv_rows.h"
 #include "cuda/math.h"
@@ -15,11 +15,8 @@
 namespace llama2q::cuda {
 namespace {
 
-constexpr int kSplit = 128;
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / 32;
-constexpr int kWarpKeys = kSplit / kWarps;
-static_assert(kWarpKeys == 32);  // the score of a key per lane
+constexpr int kThreads = kDecodeThreads;
+constexpr int kWarps = kDecodeWarps;
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
 // Tokens of a launch: bounds the scratch.
@@ -29,179 +26,24 @@ struct Decode {
   AttendArgs attend;
   float* states;  // f32 [n_tokens, n_heads, n_splits, head_dim], then [.., n_splits, 2]: m and l
   float* sums;
-  uint32_t* tickets;  // u32 [n_tokens, heads of the grid]
+  uint32_t* tickets;  // u32 [n_tokens, n_kv_heads * passes]
   int n_splits;
+  int group;   // query heads of a KV head
+  int passes;  // over them
 };
 
-// What a block knows of its query heads.
+// The query heads of a block, at most kGroup.
 struct Heads {
-  int first, n;  // n <= kGroup
+  int first, n;
   int kv_head;
 };
 
 template <int kGroup>
 __device__ __forceinline__ Heads heads_of(const Decode& args) {
-  const int n_kv_heads = static_cast<int>(args.attend.cache.n_kv_heads);
-  const int group = static_cast<int>(args.attend.n_heads) / n_kv_heads;
-  const int item = static_cast<int>(blockIdx.y), kv_head = item % n_kv_heads;
-  const int pass = item / n_kv_heads * kGroup;
-  return {kv_head * group + pass, min(group - pass, kGroup), kv_head};
-}
-
-template <class Shape>
-struct SharedState {
-  float weights[kWarps][kWarpKeys][Shape::kGroup];       // exp(s - m) [* v_scale]
-  float values[kWarps][Shape::kGroup][Shape::kMostDim];  // sums of weight * v
-  float largest[kWarps][Shape::kGroup], sums[kWarps][Shape::kGroup];
-  float factors[kWarps][Shape::kGroup];
-  float block_largest[Shape::kGroup], block_sums[Shape::kGroup];
-  bool is_last;
-};
-
-// A piece of `n_rows` rows: zeros beyond them.
-template <class Shape>
-__device__ __forceinline__ typename Shape::Raw load_piece(const typename Shape::Element* rows,
-                                                          int n_rows, int head_dim, int row,
-                                                          int piece) {
-  const int column = Shape::column(piece);
-  if (row >= n_rows || (!Shape::kExact && column >= head_dim)) return Shape::Piece::absent();
-  return *reinterpret_cast<const typename Shape::Raw*>(rows + row * head_dim + column);
-}
-
-// Scores of a warp's keys, of key Shape::row_of_sum() in each lane, not yet scaled.
-template <class Shape>
-__device__ __forceinline__ void score_keys(const typename Shape::Element* keys, int n_keys,
-                                           int head_dim, const float* q, int n_heads,
-                                           float (&scores)[Shape::kGroup]) {
-  float of_lane[Shape::kGroup][Shape::kColumns];
-  for (int h = 0; h < Shape::kGroup; ++h) {
-    for (int p = 0; p < Shape::kPieces; ++p) {
-      const int column = Shape::column(p);
-      const bool present = h < n_heads && (Shape::kExact || column < head_dim);
-      for (int i = 0; i < Shape::kWidth; i += 2) {
-        const float2 pair = present
-                                ? *reinterpret_cast<const float2*>(q + h * head_dim + column + i)
-                                : make_float2(0.0f, 0.0f);
-        of_lane[h][p * Shape::kWidth + i] = pair.x;
-        of_lane[h][p * Shape::kWidth + i + 1] = pair.y;
-      }
-    }
-  }
-  float sums[Shape::kGroup][Shape::kBatches];
-#pragma unroll
-  for (int batch = 0; batch < Shape::kBatches; ++batch) {
-    typename Shape::Raw raw[Shape::kBatch][Shape::kPieces];
-    for (int s = 0; s < Shape::kBatch; ++s) {
-      for (int p = 0; p < Shape::kPieces; ++p) {
-        raw[s][p] = load_piece<Shape>(keys, n_keys, head_dim, Shape::row(batch, s), p);
-      }
-    }
-    float dots[Shape::kGroup][Shape::kBatch];
-    for (int s = 0; s < Shape::kBatch; ++s) {
-      float k[Shape::kColumns];
-      for (int p = 0; p < Shape::kPieces; ++p) {
-        Shape::Piece::widen(raw[s][p], k + p * Shape::kWidth);
-      }
-      for (int h = 0; h < Shape::kGroup; ++h) {
-        float dot = of_lane[h][0] * k[0];
-        for (int i = 1; i < Shape::kColumns; ++i) dot = fmaf(of_lane[h][i], k[i], dot);
-        dots[h][s] = dot;
-      }
-    }
-    for (int h = 0; h < Shape::kGroup; ++h) {
-      fold<Shape::kBatch>(dots[h], Shape::kLanes / 2);
-      sums[h][batch] = dots[h][0];
-    }
-  }
-  for (int h = 0; h < Shape::kGroup; ++h) {
-    fold<Shape::kBatches>(sums[h], Shape::kBatches / 2);
-    scores[h] = sums[h][0];
-  }
-}
-
-// Sums of weight * value over a warp's keys, into shared.values[warp].
-template <class Shape>
-__device__ __forceinline__ void add_values(const typename Shape::Element* values, int n_keys,
-                                           int head_dim, int warp, SharedState<Shape>& shared) {
-  float sums[Shape::kGroup][Shape::kColumns];
-  for (int h = 0; h < Shape::kGroup; ++h) {
-    for (int i = 0; i < Shape::kColumns; ++i) sums[h][i] = 0.0f;
-  }
-#pragma unroll
-  for (int batch = 0; batch < Shape::kBatches; ++batch) {
-    typename Shape::Raw raw[Shape::kBatch][Shape::kPieces];
-    for (int s = 0; s < Shape::kBatch; ++s) {
-      for (int p = 0; p < Shape::kPieces; ++p) {
-        raw[s][p] = load_piece<Shape>(values, n_keys, head_dim, Shape::row(batch, s), p);
-      }
-    }
-    for (int s = 0; s < Shape::kBatch; ++s) {
-      float v[Shape::kColumns];
-      for (int p = 0; p < Shape::kPieces; ++p) {
-        Shape::Piece::widen(raw[s][p], v + p * Shape::kWidth);
-      }
-      for (int h = 0; h < Shape::kGroup; ++h) {
-        const float weight = shared.weights[warp][Shape::row(batch, s)][h];
-        for (int i = 0; i < Shape::kColumns; ++i) sums[h][i] = fmaf(weight, v[i], sums[h][i]);
-      }
-    }
-  }
-  // Lanes that hold the same columns of other rows: their sums are dealt out by columns.
-  constexpr int kLeft = Shape::kColumns / Shape::kRows;
-  static_assert(kLeft >= 1 && (Shape::kRows == 1 || Shape::kPieces == 1));
-  const int sum_of = lane() / Shape::kLanes;
-  for (int h = 0; h < Shape::kGroup; ++h) {
-    float by_part[kLeft][Shape::kRows];
-    for (int i = 0; i < Shape::kColumns; ++i) by_part[i % kLeft][i / kLeft] = sums[h][i];
-    for (int i = 0; i < kLeft; ++i) fold<Shape::kRows>(by_part[i], 16);
-    if constexpr (Shape::kRows == 1) {
-      for (int i = 0; i < Shape::kColumns; ++i) {
-        const int column = Shape::column(i / Shape::kWidth) + i % Shape::kWidth;
-        shared.values[warp][h][column] = by_part[i][0];
-      }
-    } else {
-      for (int i = 0; i < kLeft; ++i) {
-        shared.values[warp][h][Shape::column(0) + sum_of * kLeft + i] = by_part[i][0];
-      }
-    }
-  }
-}
-
-// A warp's part of a split: n_keys keys from the slot on.
-template <class Shape>
-__device__ __forceinline__ void attend_keys(const Decode& args, const Heads& heads, int64_t token,
-                                            int64_t row, int n_keys, int warp,
-                                            SharedState<Shape>& shared) {
-  using Element = typename Shape::Element;
-  const KvLayerView& cache = args.attend.cache;
-  const int head_dim = Shape::kExact ? Shape::kMostDim : static_cast<int>(cache.head_dim);
-  const float* q = args.attend.q + (token * args.attend.n_heads + heads.first) * head_dim;
-  float scores[Shape::kGroup];
-  score_keys<Shape>(static_cast<const Element*>(cache.k) + row * head_dim, n_keys, head_dim, q,
-                    heads.n, scores);
-  const int key = Shape::row_of_sum();
-  const bool present = key < n_keys;
-  float scale = args.attend.scale, v_scale = 1.0f;
-  if (Shape::kScaled && present) {
-    scale = half_to_float(cache.k_scales[row + key]) * scale;
-    v_scale = half_to_float(cache.v_scales[row + key]);
-  }
-  for (int h = 0; h < Shape::kGroup; ++h) {
-    const float score = present ? scores[h] * scale : -INFINITY;
-    float largest = score;
-    for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
-    const float weight = exp_of(score - largest);
-    float sum = weight;
-    for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    shared.weights[warp][key][h] = Shape::kScaled ? weight * v_scale : weight;
-    if (lane() == 0) {
-      shared.largest[warp][h] = largest;
-      shared.sums[warp][h] = sum;
-    }
-  }
-  sync_warp();
-  add_values<Shape>(static_cast<const Element*>(cache.v) + row * head_dim, n_keys, head_dim, warp,
-                    shared);
+  const int item = static_cast<int>(blockIdx.y);
+  const int kv_head = args.passes == 1 ? item : item / args.passes;
+  const int done = (item - kv_head * args.passes) * kGroup;
+  return {kv_head * args.group + done, min(args.group - done, kGroup), kv_head};
 }
 
 // Folds the first n_splits states of head `head` into `out`, by the whole block. Warp w takes
@@ -227,9 +69,9 @@ __device__ __forceinline__ void fold_splits(const Decode& args, int64_t head, in
     for (int i = 0; i < kPairs; ++i) {
       const int column = 2 * (lane() + 32 * i);
       if (column >= head_dim) continue;
-      const auto* value = reinterpret_cast<const float2*>(states + s * head_dim + column);
-      acc[i].x = fmaf(value->x, factor, acc[i].x);
-      acc[i].y = fmaf(value->y, factor, acc[i].y);
+      const float2 value = *reinterpret_cast<const float2*>(states + s * head_dim + column);
+      acc[i].x = fmaf(value.x, factor, acc[i].x);
+      acc[i].y = fmaf(value.y, factor, acc[i].y);
     }
   }
   sync_block();  // shared memory is free
@@ -251,6 +93,49 @@ __device__ __forceinline__ void fold_splits(const Decode& args, int64_t head, in
   }
 }
 
+// Factors by which a block's warps are brought to one maximum, by a thread per head. Warps from
+// n_warps on had no keys and have left nothing.
+template <class Shape>
+__device__ __forceinline__ void weigh_warps(int head, int n_warps, SharedState<Shape>& shared) {
+  float largest = shared.largest[0][head];
+  for (int w = 1; w < kWarps; ++w) {
+    if (w < n_warps) largest = fmaxf(largest, shared.largest[w][head]);
+  }
+  float sum = 0.0f;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w >= n_warps) continue;
+    const float factor = exp_of(shared.largest[w][head] - largest);
+    shared.factors[w][head] = factor;
+    sum = fmaf(shared.sums[w][head], factor, sum);
+  }
+  shared.block_largest[head] = largest;
+  shared.block_sums[head] = sum;
+}
+
+// Adds up the warps' values: the result if the split is the only one, else its state.
+template <class Shape>
+__device__ __forceinline__ void store_split(const Decode& args, int64_t head, int h, int n_warps,
+                                            bool is_only, int head_dim,
+                                            const SharedState<Shape>& shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t state = head * args.n_splits + blockIdx.z;
+  for (int d = thread; d < head_dim; d += kThreads) {
+    float sum = 0.0f;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < n_warps) sum = fmaf(shared.values[w][h][d], shared.factors[w][h], sum);
+    }
+    if (is_only) {
+      args.attend.out[head * head_dim + d] = sum / shared.block_sums[h];
+    } else {
+      args.states[state * head_dim + d] = sum;
+    }
+  }
+  if (!is_only && thread == 0) {
+    reinterpret_cast<float2*>(args.sums)[state] =
+        make_float2(shared.block_largest[h], shared.block_sums[h]);
+  }
+}
+
 template <class Shape>
 __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const Decode args) {
   __shared__ SharedState<Shape> shared;
@@ -259,55 +144,29 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
   const AttendArgs& attend = args.attend;
   const KvLayerView& cache = attend.cache;
   const int64_t token = blockIdx.x;
-  const int split = static_cast<int>(blockIdx.z), first_key = split * kSplit;
+  const int first_key = static_cast<int>(blockIdx.z) * kSplit;
   const int n_keys = attend.tokens.positions[token] + 1;
+  const int32_t sequence = attend.tokens.sequence_of_token[token];
   if (n_keys <= first_key) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int head_dim = Shape::kExact ? Shape::kMostDim : static_cast<int>(cache.head_dim);
   const Heads heads = heads_of<Shape::kGroup>(args);
+  const int64_t first_head = token * attend.n_heads + heads.first;
   const int warp_key = first_key + warp * kWarpKeys;
   if (warp_key < n_keys) {
-    const int32_t* table = attend.tokens.block_tables +
-                           attend.tokens.sequence_of_token[token] * attend.tokens.max_blocks;
+    const int32_t* table = attend.tokens.block_tables + sequence * attend.tokens.max_blocks;
     const int64_t row =
         cache_row(cache, table[warp_key / kBlock], heads.kv_head, warp_key % kBlock);
-    attend_keys<Shape>(args, heads, token, row, min(n_keys - warp_key, kWarpKeys), warp, shared);
+    attend_keys<Shape>(attend, first_head, heads.n, row, min(n_keys - warp_key, kWarpKeys), warp,
+                       shared);
   }
   sync_block();
-  // Warps without keys have left nothing.
   const int n_warps = min((n_keys - first_key + kWarpKeys - 1) / kWarpKeys, kWarps);
-  if (thread < Shape::kGroup) {
-    float largest = shared.largest[0][thread];
-    for (int w = 1; w < n_warps; ++w) largest = fmaxf(largest, shared.largest[w][thread]);
-    float sum = 0.0f;
-    for (int w = 0; w < n_warps; ++w) {
-      const float factor = exp_of(shared.largest[w][thread] - largest);
-      shared.factors[w][thread] = factor;
-      sum = fmaf(shared.sums[w][thread], factor, sum);
-    }
-    shared.block_largest[thread] = largest;
-    shared.block_sums[thread] = sum;
-  }
+  if (thread < Shape::kGroup) weigh_warps(thread, n_warps, shared);
   sync_block();
   const int n_splits = (n_keys + kSplit - 1) / kSplit;
-  const int64_t first_head = token * attend.n_heads + heads.first;
   for (int h = 0; h < heads.n; ++h) {
-    const int64_t state = (first_head + h) * args.n_splits + split;
-    for (int d = thread; d < head_dim; d += kThreads) {
-      float sum = 0.0f;
-      for (int w = 0; w < n_warps; ++w) {
-        sum = fmaf(shared.values[w][h][d], shared.factors[w][h], sum);
-      }
-      if (n_splits == 1) {
-        attend.out[(first_head + h) * head_dim + d] = sum / shared.block_sums[h];
-      } else {
-        args.states[state * head_dim + d] = sum;
-      }
-    }
-    if (n_splits > 1 && thread == 0) {
-      args.sums[2 * state] = shared.block_largest[h];
-      args.sums[2 * state + 1] = shared.block_sums[h];
-    }
+    store_split(args, first_head + h, h, n_warps, n_splits == 1, head_dim, shared);
   }
   if (n_splits == 1) return;
   sync_block();
@@ -319,16 +178,16 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
   sync_block();
   if (!shared.is_last) return;
   for (int h = 0; h < heads.n; ++h) {
-    fold_splits<Shape>(args, first_head + h, n_splits, head_dim, shared,
-                       attend.out + (first_head + h) * head_dim);
+    fold_splits(args, first_head + h, n_splits, head_dim, shared,
+                attend.out + (first_head + h) * head_dim);
   }
 }
 
 template <class Piece, int kLanes, int kPieces, int kGroup>
-void launch_splits(const Stream& stream, const Decode& args, int64_t group) {
-  const int64_t passes = (group + kGroup - 1) / kGroup;
+void launch_splits(const Stream& stream, Decode args) {
+  args.passes = (args.group + kGroup - 1) / kGroup;
   const dim3 grid(static_cast<unsigned>(args.attend.tokens.n_tokens),
-                  static_cast<unsigned>(args.attend.cache.n_kv_heads * passes),
+                  static_cast<unsigned>(args.attend.cache.n_kv_heads * args.passes),
                   static_cast<unsigned>(args.n_splits));
   launch(stream, attend_split<RowShape<Piece, kLanes, kPieces, kGroup>>, grid, dim3(kThreads), 0,
          args);
@@ -336,39 +195,38 @@ void launch_splits(const Stream& stream, const Decode& args, int64_t group) {
 
 // head_dim 64 and 128.
 template <class Piece, int kLanes>
-void launch_exact(const Stream& stream, const Decode& args, int64_t group) {
-  if (group == 1) return launch_splits<Piece, kLanes, 1, 1>(stream, args, group);
-  if (group == 2) return launch_splits<Piece, kLanes, 1, 2>(stream, args, group);
-  if (group <= 4) return launch_splits<Piece, kLanes, 1, 4>(stream, args, group);
-  launch_splits<Piece, kLanes, 1, 8>(stream, args, group);
+void launch_exact(const Stream& stream, const Decode& args) {
+  if (args.group == 1) return launch_splits<Piece, kLanes, 1, 1>(stream, args);
+  if (args.group == 2) return launch_splits<Piece, kLanes, 1, 2>(stream, args);
+  if (args.group <= 4) return launch_splits<Piece, kLanes, 1, 4>(stream, args);
+  launch_splits<Piece, kLanes, 1, 8>(stream, args);
 }
 
 template <class Piece, int kPieces>
-void launch_pieces(const Stream& stream, const Decode& args, int64_t group) {
-  if (group == 1) return launch_splits<Piece, 32, kPieces, 1>(stream, args, group);
-  launch_splits<Piece, 32, kPieces, 4>(stream, args, group);
+void launch_pieces(const Stream& stream, const Decode& args) {
+  if (args.group == 1) return launch_splits<Piece, 32, kPieces, 1>(stream, args);
+  launch_splits<Piece, 32, kPieces, 4>(stream, args);
 }
 
 template <class Piece>
-void launch_any(const Stream& stream, const Decode& args, int64_t group) {
-  if (args.attend.cache.head_dim <= 128) return launch_pieces<Piece, 2>(stream, args, group);
-  launch_pieces<Piece, 4>(stream, args, group);
+void launch_any(const Stream& stream, const Decode& args) {
+  if (args.attend.cache.head_dim <= 128) return launch_pieces<Piece, 2>(stream, args);
+  launch_pieces<Piece, 4>(stream, args);
 }
 
 void launch_of_type(const Stream& stream, const Decode& args) {
-  const KvLayerView& cache = args.attend.cache;
-  const int64_t group = args.attend.n_heads / cache.n_kv_heads;
-  switch (cache.type) {
+  const int64_t head_dim = args.attend.cache.head_dim;
+  switch (args.attend.cache.type) {
     case KvType::kF32:
-      return launch_any<FloatPair>(stream, args, group);
+      return launch_any<FloatPair>(stream, args);
     case KvType::kF16:
-      if (cache.head_dim == 128) return launch_exact<HalfOctet, 16>(stream, args, group);
-      if (cache.head_dim == 64) return launch_exact<HalfOctet, 8>(stream, args, group);
-      return launch_any<HalfPair>(stream, args, group);
+      if (head_dim == 128) return launch_exact<HalfOctet, 16>(stream, args);
+      if (head_dim == 64) return launch_exact<HalfOctet, 8>(stream, args);
+      return launch_any<HalfPair>(stream, args);
     case KvType::kInt8:
-      if (cache.head_dim == 128) return launch_exact<Int8Octet, 16>(stream, args, group);
-      if (cache.head_dim == 64) return launch_exact<Int8Octet, 8>(stream, args, group);
-      return launch_any<Int8Pair>(stream, args, group);
+      if (head_dim == 128) return launch_exact<Int8Octet, 16>(stream, args);
+      if (head_dim == 64) return launch_exact<Int8Octet, 8>(stream, args);
+      return launch_any<Int8Pair>(stream, args);
   }
 }
 
@@ -392,8 +250,13 @@ void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScr
                    int64_t context) {
   const int64_t n_tokens = args.tokens.n_tokens, head_dim = args.cache.head_dim;
   for (int64_t begin = 0; begin < n_tokens; begin += kLaunchTokens) {
-    Decode part{args, scratch.states, nullptr, scratch.tickets,
-                static_cast<int>(splits_of(context))};
+    Decode part{.attend = args,
+                .states = scratch.states,
+                .sums = nullptr,
+                .tickets = scratch.tickets,
+                .n_splits = static_cast<int>(splits_of(context)),
+                .group = static_cast<int>(args.n_heads / args.cache.n_kv_heads),
+                .passes = 1};
     part.attend.tokens.n_tokens = std::min(n_tokens - begin, kLaunchTokens);
     part.attend.tokens.positions += begin;
     part.attend.tokens.sequence_of_token += begin;

@@ -89,9 +89,10 @@ struct RowShape {
   static constexpr int kSteps = kLanes;                                       // loads of 32 rows
   static constexpr int kBatch = kSteps > 8 ? (kPieces > 2 ? 4 : 8) : kSteps;  // in flight
   static constexpr int kBatches = kSteps / kBatch;
+  static constexpr int kUnrolled = kExact ? 8 : 1;  // batches side by side
   static constexpr bool kScaled = sizeof(Element) == 1;
   // Blocks of 128 threads that a multiprocessor is to have room for, as far as registers go.
-  static constexpr int kResident = !kExact ? (kGroup == 1 ? 4 : 2)
+  static constexpr int kResident = !kExact       ? (kGroup == 1 ? 4 : 2)
                                    : kGroup == 1 ? 8
                                    : kGroup == 2 ? 6
                                    : kGroup == 4 ? 4
@@ -105,7 +106,7 @@ struct RowShape {
   static __device__ __forceinline__ int row(int batch, int s) {
     return (batch * kBatch + s) * kRows + lane() / kLanes;
   }
-  // The row whose sum ends in the lane, after fold_rows() of all batches.
+  // The row whose score ends in the lane.
   static __device__ __forceinline__ int row_of_sum() {
     const int c = lane() % kLanes;
     return row(c % kBatches, c / kBatches);
@@ -113,14 +114,15 @@ struct RowShape {
 };
 
 // One stage of sums over lanes: n values of two lanes that differ in the bit `mask` become n / 2
-// sums each; the lane without the bit gets those of the first half.
+// sums each; the lane without the bit gets those of the first half. Chosen by bits, not by `?:`,
+// which compilers may turn into branches around the shuffles.
 template <int n>
 __device__ __forceinline__ void halve(float* x, int mask) {
-  const bool upper = (lane() & mask) != 0;
+  const uint32_t upper = 0u - ((static_cast<uint32_t>(lane()) / static_cast<uint32_t>(mask)) & 1u);
   for (int i = 0; i < n / 2; ++i) {
-    const float mine = upper ? x[i + n / 2] : x[i];
-    const float other = upper ? x[i] : x[i + n / 2];
-    x[i] = mine + shuffle_xor(other, mask);
+    const uint32_t low = __float_as_uint(x[i]), high = __float_as_uint(x[i + n / 2]);
+    const uint32_t swapped = (low ^ high) & upper;
+    x[i] = __uint_as_float(low ^ swapped) + shuffle_xor(__uint_as_float(high ^ swapped), mask);
   }
 }
 

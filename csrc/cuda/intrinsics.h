@@ -80,7 +80,8 @@ __device__ __forceinline__ int32_t dot4_us(uint32_t a, uint32_t b, int32_t acc) 
 // c += a b, [16, 32] of uint8 by [32, 8] of int8.
 __device__ __forceinline__ void mma_us8(IntC& c, const Int8A& a, const Int8B& b) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(c.r[0]), "+r"(c.r[1]), "+r"(c.r[2]), "+r"(c.r[3])
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
@@ -89,8 +90,8 @@ __device__ __forceinline__ void mma_us8(IntC& c, const Int8A& a, const Int8B& b)
   for (int half = 0; half < 2; ++half) {
     for (int rows = 0; rows < 2; ++rows) {
       asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-          : "+r"(c.r[2 * rows]), "+r"(c.r[2 * rows + 1])
-          : "r"(a.r[2 * half + rows]), "r"(b.r[half]));
+                   : "+r"(c.r[2 * rows]), "+r"(c.r[2 * rows + 1])
+                   : "r"(a.r[2 * half + rows]), "r"(b.r[half]));
     }
   }
 #endif
@@ -99,7 +100,8 @@ __device__ __forceinline__ void mma_us8(IntC& c, const Int8A& a, const Int8B& b)
 // c += a b, [16, 32] of int8 by [32, 8] of int8.
 __device__ __forceinline__ void mma_ss8(IntC& c, const Int8A& a, const Int8B& b) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(c.r[0]), "+r"(c.r[1]), "+r"(c.r[2]), "+r"(c.r[3])
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
@@ -107,8 +109,8 @@ __device__ __forceinline__ void mma_ss8(IntC& c, const Int8A& a, const Int8B& b)
   for (int half = 0; half < 2; ++half) {
     for (int rows = 0; rows < 2; ++rows) {
       asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-          : "+r"(c.r[2 * rows]), "+r"(c.r[2 * rows + 1])
-          : "r"(a.r[2 * half + rows]), "r"(b.r[half]));
+                   : "+r"(c.r[2 * rows]), "+r"(c.r[2 * rows + 1])
+                   : "r"(a.r[2 * half + rows]), "r"(b.r[half]));
     }
   }
 #endif
@@ -117,14 +119,16 @@ __device__ __forceinline__ void mma_ss8(IntC& c, const Int8A& a, const Int8B& b)
 // c += a b, [16, 16] by [16, 8], both f16, sums in f32: how these are rounded is the device's.
 __device__ __forceinline__ void mma_f16(FloatC& c, const HalfA& a, const HalfB& b) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c.r[0]), "+f"(c.r[1]), "+f"(c.r[2]), "+f"(c.r[3])
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 #else
   // PTX ISA, "Matrix Fragments for mma.m16n8k8": the halves along k.
   for (int half = 0; half < 2; ++half) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(c.r[0]), "+f"(c.r[1]), "+f"(c.r[2]), "+f"(c.r[3])
         : "r"(a.r[2 * half]), "r"(a.r[2 * half + 1]), "r"(b.r[half]));
@@ -238,8 +242,8 @@ __device__ __forceinline__ void load_matrix_x4_trans(uint32_t (&r)[4], const voi
 __device__ __forceinline__ uint4 load_streamed(const uint4* address) {
   uint4 value;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(__cvta_generic_to_global(address)));
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(__cvta_generic_to_global(address)));
   return value;
 }
 
@@ -259,12 +263,15 @@ __device__ __forceinline__ void let_next_start() {
 
 __device__ __forceinline__ void fence() { __threadfence(); }
 
-// Adds one and returns what was there. What the block wrote before the sync_block() before, the
-// thread that draws a later ticket reads, and after a sync_block() its whole block.
+// Adds one and returns what was there, as one release and acquire: what the block wrote before the
+// last sync_block() is read by the thread that draws a later ticket, and, after a sync_block(), by
+// its whole block.
 __device__ __forceinline__ uint32_t take_ticket(uint32_t* counter) {
-  __threadfence();
-  const uint32_t ticket = atomicAdd(counter, 1u);
-  __threadfence();
+  uint32_t ticket;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+               : "=r"(ticket)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
   return ticket;
 }
 

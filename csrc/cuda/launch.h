@@ -43,8 +43,9 @@ inline void allow_shared_bytes(const void* kernel, size_t bytes) {
 // "kernel NAME, grid (x, y, z), block (x, y, z), n bytes of shared memory"; the name is mangled.
 inline std::string describe_launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
   const auto extent = [](dim3 e) {
-    return "(" + std::to_string(e.x) + ", " + std::to_string(e.y) + ", " + std::to_string(e.z) +
-           ")";
+    // "(" as a string: GCC 12 warns of an insertion before a temporary (bug 105651).
+    return std::string("(") + std::to_string(e.x) + ", " + std::to_string(e.y) + ", " +
+           std::to_string(e.z) + ")";
   };
   const char* name = nullptr;
   if (cudaFuncGetName(&name, kernel) != cudaSuccess || name == nullptr) name = "of unknown name";

@@ -8,6 +8,8 @@
 #include <new>
 #include <vector>
 
+#include "sanitizers.h"
+
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define CUDA_EMULATION_ASAN 1
@@ -17,7 +19,6 @@
 #define CUDA_EMULATION_ASAN 1
 #endif
 #ifdef CUDA_EMULATION_ASAN
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -59,9 +60,7 @@ void arrive(Fiber&) {}
 #ifdef CUDA_EMULATION_UCONTEXT
 
 void prepare_fiber(Fiber& fiber, void (*entry)()) {
-#ifdef CUDA_EMULATION_ASAN
-  __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);
-#endif
+  permit(fiber.stack, fiber.stack_bytes);  // frames that were abandoned there
   fiber.fake_stack = nullptr;
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack;
@@ -106,9 +105,7 @@ cuda_emulation_swap:
 )");
 
 void prepare_fiber(Fiber& fiber, void (*entry)()) {
-#ifdef CUDA_EMULATION_ASAN
-  __asan_unpoison_memory_region(fiber.stack, fiber.stack_bytes);
-#endif
+  permit(fiber.stack, fiber.stack_bytes);  // frames that were abandoned there
   fiber.fake_stack = nullptr;
   // From the top: two words that end a backtrace and keep the ABI's alignment (8 modulo 16 where a
   // function begins), the address that `ret` takes, six registers.

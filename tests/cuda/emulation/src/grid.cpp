@@ -1,125 +1,25 @@
 // The scheduler: runs a grid block by block, a block warp by warp.
-#include <cstring>
+#include <cstdio>
 #include <numeric>
-#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "block.h"
 #include "emulation/control.h"
 #include "emulation/execution.h"
 #include "emulation/variables.h"
-#include "fiber.h"
 #include "names.h"
-#include "random.h"
+#include "sanitizers.h"
 #include "shared_memory.h"
 
 namespace cuda_emulation {
 
-uint3 thread_index, block_index;
-dim3 block_extent, grid_extent;
-
 namespace {
 
-enum class Status { kReady, kAtWarp, kAtBlock, kEnded };
-
-struct Copy {
-  void* shared;
-  const void* global;
-  size_t bytes;
-};
-
-struct Thread {
-  uint3 index;
-  int lane;
-  Status status;
-  Fiber fiber;
-  // Where it waits, and with what.
-  const WarpOperation* operation;
-  void* operand;
-  Place place;
-  bool has_waited;
-  std::vector<Copy> copies;         // not yet arrived
-  std::vector<size_t> group_sizes;  // of closed groups, in copies
-  size_t n_open;                    // copies of the group that is open
-};
-
-// The block that runs. Static, because fibers find it there.
-struct Block {
-  std::vector<Thread> threads;  // never shrinks: the vectors of copies are used again
-  size_t n_threads = 0;
-  const Grid* grid = nullptr;
-  Random random;
-  bool shuffled = false;
-
-  Thread* current = nullptr;
-  Fiber scheduler{};
-  // Threads of the warp that runs, in the order in which they do.
-  Thread* order[kWarp];
-  int n_order = 0, position = 0;
-  std::string failure;
-};
-
-Block block;
-
-std::string coordinates(uint3 c) {
-  return "(" + std::to_string(c.x) + ", " + std::to_string(c.y) + ", " + std::to_string(c.z) + ")";
-}
-
-std::string text_of(const Place& place) {
-  const char* slash = std::strrchr(place.file, '/');
-  return std::string(slash == nullptr ? place.file : slash + 1) + ":" +
-         std::to_string(place.line);
-}
-
-std::string describe(const Thread& thread) {
-  std::string text = "thread " + coordinates(thread.index);
-  switch (thread.status) {
-    case Status::kReady:
-      return text + " runs";
-    case Status::kAtWarp:
-      return text + " is at " + thread.operation->name + " (" + text_of(thread.place) + ")";
-    case Status::kAtBlock:
-      return text + " is at sync_block (" + text_of(thread.place) + ")";
-    case Status::kEnded:
-      return text + " has ended";
-  }
-  return text;
-}
-
-std::string located(const Thread& thread, const std::string& message) {
-  return "kernel " + kernel_name(block.grid->kernel) + ", block " + coordinates(block_index) +
-         ", thread " + coordinates(thread.index) + ": " + message;
-}
-
-void make_current(Thread* thread) {
-  block.current = thread;
-  if (thread != nullptr) thread_index = thread->index;
-}
-
-// The fiber that runs after the current one.
-Fiber& next_fiber() {
-  Thread* next =
-      ++block.position < block.n_order ? block.order[block.position] : nullptr;
-  make_current(next);
-  return next == nullptr ? block.scheduler : next->fiber;
-}
-
-void suspend(Thread& self, Status status, const Place& place) {
-  self.status = status;
-  self.place = place;
-  switch_fiber(self.fiber, next_fiber());
-}
-
-void thread_main() {
-  Thread& self = *block.current;
-  enter_fiber(self.fiber);
-  block.grid->body();
-  wait_for_copies(0);
-  self.status = Status::kEnded;
-  leave_fiber(self.fiber, next_fiber());
-}
-
-bool same_place(const Place& a, const Place& b) {
-  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+void say_where() {
+  if (block.current == nullptr) return;
+  const std::string text = located(*block.current, "a sanitizer ends the process");
+  std::fprintf(stderr, "%s\n", text.c_str());
 }
 
 void start_threads(const Grid& grid) {
@@ -193,8 +93,8 @@ std::string settle_warp(const Warp& warp) {
         same_place(thread.place, waiting->place)) {
       continue;
     }
-    return located(thread, "the warp has diverged: " + describe(thread) + ", " +
-                               describe(*waiting));
+    return located(thread,
+                   "the warp has diverged: " + describe(thread) + ", " + describe(*waiting));
   }
   if (warp.n_threads < kWarp) {
     return located(*waiting, std::string(waiting->operation->name) + " (" +
@@ -216,8 +116,8 @@ std::string settle_block() {
     if (thread.status != Status::kAtBlock) continue;
     if (waiting == nullptr) waiting = &thread;
     if (!same_place(thread.place, waiting->place)) {
-      return located(thread, "the block has diverged: " + describe(thread) + ", " +
-                                 describe(*waiting));
+      return located(thread,
+                     "the block has diverged: " + describe(thread) + ", " + describe(*waiting));
     }
   }
   for (size_t t = 0; t < block.n_threads; ++t) {
@@ -261,85 +161,16 @@ std::string run_block(const Grid& grid) {
   }
 }
 
-Thread& current_thread(const char* operation) {
-  if (block.current == nullptr) {
-    throw std::logic_error(std::string(operation) + " outside a kernel");
-  }
-  return *block.current;
-}
-
 }  // namespace
-
-int lane_index() { return current_thread("lane").lane; }
-
-void rendezvous(const WarpOperation& operation, void* operand, const Place& place) {
-  Thread& self = current_thread(operation.name);
-  self.operation = &operation;
-  self.operand = operand;
-  suspend(self, Status::kAtWarp, place);
-}
-
-void wait_for_block(const Place& place) {
-  suspend(current_thread("sync_block"), Status::kAtBlock, place);
-}
-
-void fail(const std::string& message, const Place& place) {
-  Thread& self = current_thread("fail");
-  block.failure = located(self, message + " (" + text_of(place) + ")");
-  make_current(nullptr);
-  leave_fiber(self.fiber, block.scheduler);
-}
-
-void note_wait() { current_thread("wait_for_previous").has_waited = true; }
-
-void require_wait(const char* operation, const Place& place) {
-  if (block.grid->programmatic && !current_thread(operation).has_waited) {
-    fail(std::string(operation) + " before wait_for_previous", place);
-  }
-}
-
-void begin_copy(void* shared, const void* global, size_t bytes, const Place& place) {
-  Thread& self = current_thread("copy_async16");
-  const auto misaligned = [bytes](const void* p) {
-    return reinterpret_cast<uintptr_t>(p) % bytes != 0;
-  };
-  if (misaligned(shared) || misaligned(global)) {
-    fail("copy_async16 from or to a misaligned address", place);
-  }
-  if (!is_shared(shared, bytes)) fail("copy_async16 to memory that is not shared", place);
-  if (is_shared(global, bytes)) fail("copy_async16 from shared memory", place);
-  if (block.shuffled && block.random.below(2) == 0) {
-    std::memcpy(shared, global, bytes);
-    return;
-  }
-  self.copies.push_back({shared, global, bytes});
-  ++self.n_open;
-}
-
-void close_copy_group() {
-  Thread& self = current_thread("commit_copies");
-  self.group_sizes.push_back(self.n_open);
-  self.n_open = 0;
-}
-
-void wait_for_copies(size_t n_pending) {
-  Thread& self = current_thread("wait_copies");
-  if (self.group_sizes.size() <= n_pending) return;
-  const auto n_groups = static_cast<std::ptrdiff_t>(self.group_sizes.size() - n_pending);
-  const auto groups_end = self.group_sizes.begin() + n_groups;
-  const auto n_copies = static_cast<std::ptrdiff_t>(
-      std::accumulate(self.group_sizes.begin(), groups_end, size_t{0}));
-  for (std::ptrdiff_t i = 0; i < n_copies; ++i) {
-    const Copy& copy = self.copies[static_cast<size_t>(i)];
-    std::memcpy(copy.shared, copy.global, copy.bytes);
-  }
-  self.copies.erase(self.copies.begin(), self.copies.begin() + n_copies);
-  self.group_sizes.erase(self.group_sizes.begin(), groups_end);
-}
 
 std::string run_grid(const Grid& grid) {
   block.grid = &grid;
   block.failure.clear();
+  block.has_waited = false;
+  if (watches_addresses()) {
+    static_cast<void>(mangled_name(grid.kernel));  // not to be looked for when all is lost
+    before_death(say_where);
+  }
   block.shuffled = seed() != 0;
   block.random = Random(seed() + static_cast<uint64_t>(launches()));
   block_extent = grid.block;
@@ -354,6 +185,11 @@ std::string run_grid(const Grid& grid) {
                    static_cast<unsigned>(yz / grid.grid.y)};
     const std::string error = run_block(grid);
     if (!error.empty()) return error;
+  }
+  // Else the launch after this one could begin before the one before it has ended.
+  if (grid.programmatic && !block.has_waited) {
+    return "kernel " + kernel_name(grid.kernel) +
+           ": no thread said wait_for_previous() in a programmatic launch";
   }
   return "";
 }

@@ -1,8 +1,10 @@
-// Device memory is host memory of exactly the asked size, so that a sanitizer sees what lies beyond.
+// Device memory is host memory of exactly the asked size, so that a sanitizer sees what lies
+// beyond.
 #include <cstdlib>
 #include <cstring>
 
 #include "emulation/control.h"
+#include "sanitizers.h"
 #include "state.h"
 
 namespace cuda_emulation {
@@ -57,6 +59,7 @@ cudaError_t allocate(void** address, size_t bytes, MemoryKind kind, size_t align
   if (posix_memalign(&memory, alignment, bytes) != 0) return report(cudaErrorMemoryAllocation);
   std::memset(memory, 0xff, bytes);
   runtime().allocations[reinterpret_cast<uintptr_t>(memory)] = {bytes, kind, current_device()};
+  if (kind == MemoryKind::kDevice) forbid(memory, bytes);
   *address = memory;
   return cudaSuccess;
 }
@@ -70,6 +73,7 @@ cudaError_t release(void* address, MemoryKind kind) {
   if (kind == MemoryKind::kDevice) {
     runtime().bytes_held[found->second.device] -= rounded(found->second.bytes);
   }
+  permit(address, found->second.bytes);
   runtime().allocations.erase(found);
   std::free(address);
   return cudaSuccess;
@@ -77,10 +81,26 @@ cudaError_t release(void* address, MemoryKind kind) {
 
 }  // namespace
 
+DeviceAccess::DeviceAccess() {
+  if (!watches_addresses() || depth_++ > 0) return;
+  for (const auto& [address, allocation] : runtime().allocations) {
+    permit(reinterpret_cast<void*>(address), allocation.bytes);
+  }
+}
+
+DeviceAccess::~DeviceAccess() {
+  if (!watches_addresses() || --depth_ > 0) return;
+  for (const auto& [address, allocation] : runtime().allocations) {
+    if (allocation.kind != MemoryKind::kDevice) continue;
+    forbid(reinterpret_cast<void*>(address), allocation.bytes);
+  }
+}
+
 void free_device_memory(int device) {
   auto& allocations = runtime().allocations;
   for (auto it = allocations.begin(); it != allocations.end();) {
     if (it->second.device == device && it->second.kind == MemoryKind::kDevice) {
+      permit(reinterpret_cast<void*>(it->first), it->second.bytes);
       std::free(reinterpret_cast<void*>(it->first));
       it = allocations.erase(it);
     } else {

@@ -4,13 +4,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
+#include "binary.h"
 #include "emulation/execution.h"
-#include "emulation/qualifiers.h"
-
-// The linker's names for the ends of the section that __shared__ variables lie in.
-extern "C" unsigned char __start_cuda_shared[];
-extern "C" unsigned char __stop_cuda_shared[];
 
 namespace cuda_emulation {
 
@@ -18,16 +15,17 @@ namespace {
 
 constexpr size_t kAlignment = 16;
 
-// So that the section exists.
-__shared__ unsigned char anchor[16];
-
 unsigned char* dynamic = nullptr;
 size_t dynamic_bytes_held = 0;
 
-// Between the variables may lie what a sanitizer forbids to touch.
-__attribute__((no_sanitize("address", "undefined"))) void fill_variables() {
-  unsigned char* to = __start_cuda_shared;
-  auto bytes = static_cast<size_t>(__stop_cuda_shared - __start_cuda_shared);
+// The sections of __shared__ variables (emulation/qualifiers.h).
+const std::vector<Bytes>& variables() {
+  static const std::vector<Bytes> sections = own_sections(".noinit");
+  return sections;
+}
+
+// Between variables may lie what a sanitizer forbids to touch.
+__attribute__((no_sanitize("address", "undefined"))) void fill(unsigned char* to, size_t bytes) {
 #if defined(__x86_64__)
   asm volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(0xff) : "memory");
 #else
@@ -38,8 +36,9 @@ __attribute__((no_sanitize("address", "undefined"))) void fill_variables() {
 }  // namespace
 
 void fill_shared_memory(size_t dynamic_bytes) {
-  static_cast<void>(anchor);
-  fill_variables();
+  for (const Bytes& section : variables()) {
+    fill(section.begin, static_cast<size_t>(section.end - section.begin));
+  }
   // Exactly as large as asked: a sanitizer sees what lies beyond.
   if (dynamic_bytes != dynamic_bytes_held || dynamic == nullptr) {
     std::free(dynamic);
@@ -60,8 +59,10 @@ bool is_shared(const void* address, size_t bytes) {
     return from >= reinterpret_cast<uintptr_t>(begin) &&
            from + bytes <= reinterpret_cast<uintptr_t>(end);
   };
-  return inside(__start_cuda_shared, __stop_cuda_shared) ||
-         inside(dynamic, dynamic + dynamic_bytes_held);
+  for (const Bytes& section : variables()) {
+    if (inside(section.begin, section.end)) return true;
+  }
+  return inside(dynamic, dynamic + dynamic_bytes_held);
 }
 
 }  // namespace cuda_emulation

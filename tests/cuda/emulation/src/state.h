@@ -62,9 +62,21 @@ cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
 cudaError_t refuse_while_capturing();
 bool is_device(int device);
 
+// While one lives, device memory may be touched: AddressSanitizer refuses the host otherwise.
+class DeviceAccess {
+ public:
+  DeviceAccess();
+  ~DeviceAccess();
+  DeviceAccess(const DeviceAccess&) = delete;
+  DeviceAccess& operator=(const DeviceAccess&) = delete;
+
+ private:
+  static inline int depth_ = 0;
+};
+
 }  // namespace cuda_emulation
 
 // What every call but those that only ask for errors begins with.
-#define CUDA_EMULATION_ENTER()                                                     \
+#define CUDA_EMULATION_ENTER()                                                       \
   const std::lock_guard<std::recursive_mutex> lock(cuda_emulation::runtime().mutex); \
   if (cuda_emulation::runtime().broken) return cuda_emulation::report(cudaErrorLaunchFailure)

@@ -31,7 +31,10 @@ cudaError_t find_stream(cudaStream_t handle, CUstream_st** stream) {
 cudaError_t cuda_emulation::enqueue(cudaStream_t handle, std::function<cudaError_t()> work) {
   CUstream_st* stream = nullptr;
   if (const cudaError_t error = find_stream(handle, &stream)) return error;
-  if (stream == nullptr || !stream->capturing) return work();
+  if (stream == nullptr || !stream->capturing) {
+    const DeviceAccess access;
+    return work();
+  }
   if (stream->invalidated) return report(cudaErrorStreamCaptureInvalidated);
   stream->recorded.nodes.push_back(std::move(work));
   return cudaSuccess;
@@ -168,7 +171,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* 
   CUstream_st* stream = nullptr;
   if (const cudaError_t error = find_stream(handle, &stream)) return error;
   const bool capturing = stream != nullptr && stream->capturing;
-  *status = !capturing             ? cudaStreamCaptureStatusNone
+  *status = !capturing            ? cudaStreamCaptureStatusNone
             : stream->invalidated ? cudaStreamCaptureStatusInvalidated
                                   : cudaStreamCaptureStatusActive;
   return cudaSuccess;

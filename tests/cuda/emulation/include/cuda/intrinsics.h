@@ -45,7 +45,9 @@ inline void sync_block(const Place& place = Place::current()) {
   cuda_emulation::wait_for_block(place);
 }
 
-inline void sync_warp(const Place& place = Place::current()) { cuda_emulation::wait_for_warp(place); }
+inline void sync_warp(const Place& place = Place::current()) {
+  cuda_emulation::wait_for_warp(place);
+}
 
 inline unsigned char* dynamic_shared() { return cuda_emulation::dynamic_shared_memory(); }
 
@@ -69,7 +71,9 @@ inline float low_half(uint32_t halves) {
   return half_to_float(static_cast<uint16_t>(halves & 0xffffu));
 }
 
-inline float high_half(uint32_t halves) { return half_to_float(static_cast<uint16_t>(halves >> 16)); }
+inline float high_half(uint32_t halves) {
+  return half_to_float(static_cast<uint16_t>(halves >> 16));
+}
 
 // In float first: two halves' sum or product, rounded to 24 bits and then to 11, is that rounded
 // once (24 >= 2 * 11 + 2).
@@ -95,7 +99,8 @@ void wait_copies() {
   cuda_emulation::wait_for_copies(kPending);
 }
 
-void load_matrix_x4(uint32_t (&r)[4], const void* shared_row, const Place& place = Place::current());
+void load_matrix_x4(uint32_t (&r)[4], const void* shared_row,
+                    const Place& place = Place::current());
 void load_matrix_x4_trans(uint32_t (&r)[4], const void* shared_row,
                           const Place& place = Place::current());
 

@@ -24,8 +24,7 @@ struct Place {
   const char* file;
   int line;
 
-  static constexpr Place current(const char* file = __builtin_FILE(),
-                                 int line = __builtin_LINE()) {
+  static constexpr Place current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     return {file, line};
   }
 };
@@ -60,7 +59,7 @@ void note_wait();
 void require_wait(const char* operation, const Place& place);
 
 // Ends the launch with an error at the thread that runs.
-[[noreturn]] void fail(const std::string& message, const Place& place);
+[[noreturn]] void fail(std::string message, const Place& place);
 
 struct Grid {
   const void* kernel;

@@ -10,7 +10,12 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-// Blocks run one after the other, so that shared variables can be static ones. They lie in a
-// section of their own, which every block finds filled with NaN bytes. (A function that has
-// external linkage and may be defined more than once cannot hold any: give it internal linkage.)
-#define __shared__ static __attribute__((section("cuda_shared")))
+// Blocks run one after the other, so that shared variables can be static ones. They lie in sections
+// of their own, which every block finds filled with NaN bytes. GCC forgets a section attribute when
+// it instantiates a template (bug 41091), but not this one. In a function of external linkage that
+// may be defined more than once the assembler warns: kernels have internal linkage.
+#if defined(__clang__)
+#define __shared__ static __attribute__((section(".noinit")))
+#else
+#define __shared__ static __attribute__((noinit))
+#endif

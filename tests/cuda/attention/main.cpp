@@ -24,9 +24,6 @@ bool is_wanted(const Test& test, int argc, char** argv) {
 
 bool passes(const Test& test) {
   try {
-    cuda_emulation::reset();
-    cuda_emulation::machine().major = 9;
-    cuda_emulation::machine().minor = 0;
     test.run();
     std::printf("ok %s\n", test.name);
     return true;
@@ -37,6 +34,8 @@ bool passes(const Test& test) {
 }
 
 int run(int argc, char** argv) {
+  cuda_emulation::machine().major = 9;
+  cuda_emulation::machine().minor = 0;
   const bool list = argc == 2 && std::strcmp(argv[1], "--list") == 0;
   int n_run = 0, n_failed = 0;
   for (const Test& test : tests()) {

@@ -84,7 +84,8 @@ const int32_t* Step::table(int64_t token) const {
 Step make_step(const Shape& shape, const std::vector<Part>& parts, uint32_t seed) {
   Random random(seed);
   const auto n_parts = static_cast<int64_t>(parts.size());
-  Step step{.shape = shape, .max_blocks = 0, .n_blocks = 3};
+  Step step;
+  step.shape = shape;
   for (const Part& part : parts) {
     step.max_blocks = std::max(step.max_blocks, blocks_for(part) + 1);
     step.n_blocks += blocks_for(part);

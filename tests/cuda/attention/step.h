@@ -39,7 +39,7 @@ struct HostCache {
 struct Step {
   Shape shape;
   std::vector<int32_t> positions, sequence_of_token, block_tables;
-  int64_t max_blocks, n_blocks;
+  int64_t max_blocks = 0, n_blocks = 3;  // three blocks are nobody's
   std::vector<float> q, k, v;   // of the step's tokens, before RoPE
   std::vector<float> cos, sin;  // f32 [n_tokens, head_dim / 2]
   std::shared_ptr<HostCache> cache;

@@ -169,6 +169,26 @@ __device__ __forceinline__ float high_half(uint32_t halves) {
   return half_to_float(static_cast<uint16_t>(halves >> 16));
 }
 
+// Sums and products of two pairs of halves, each rounded to nearest, ties to even.
+__device__ __forceinline__ uint32_t add_halves(uint32_t a, uint32_t b) {
+  uint32_t sums;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sums) : "r"(a), "r"(b));
+  return sums;
+}
+
+__device__ __forceinline__ uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  uint32_t products;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(products) : "r"(a), "r"(b));
+  return products;
+}
+
+// 2^x, off by up to 2 units in the last place; results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_approximate(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Begins a copy of 16 bytes, both sides aligned to 16. It has arrived for the thread after
 // wait_copies(), for others after the barrier that follows.
 __device__ __forceinline__ void copy_async16(void* shared, const void* global) {

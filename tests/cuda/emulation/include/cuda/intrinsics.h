@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "cuda/fragments.h"
@@ -73,6 +74,18 @@ inline float low_half(uint32_t halves) {
 inline float high_half(uint32_t halves) {
   return half_to_float(static_cast<uint16_t>(halves >> 16));
 }
+
+// In float first: two halves' sum or product, rounded to 24 bits and then to 11, is that rounded
+// once (24 >= 2 * 11 + 2).
+inline uint32_t add_halves(uint32_t a, uint32_t b) {
+  return pack_halves(low_half(a) + low_half(b), high_half(a) + high_half(b));
+}
+
+inline uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  return pack_halves(low_half(a) * low_half(b), high_half(a) * high_half(b));
+}
+
+inline float exp2_approximate(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 
 inline void copy_async16(void* shared, const void* global, const Place& place = Place::current()) {
   cuda_emulation::begin_copy(shared, global, 16, place);

@@ -89,18 +89,19 @@ void bind_devices(py::module_& m) {
       .def_property_readonly("targets",
                              [](const DeviceLibrary& self) { return self.table().targets; })
       .def_property_readonly("n_devices", &DeviceLibrary::n_devices)
+      .def(
+          "work_bytes",
+          [](const DeviceLibrary& self, const py::dict& config, int64_t n_ctx_blocks,
+             int64_t max_sequences) {
+            const DeviceShape shape = device_shape(config_of(config), n_ctx_blocks, max_sequences);
+            return self.table().work_bytes(&shape);
+          },
+          arg("config"), arg("n_ctx_blocks"), arg("max_sequences"),
+          "Bytes of a model's work space on a device.")
       .def("describe", describe, arg("index"), "Name, memory and abilities of a device.");
   m.def(
-      "device_matrix_bytes",
-      [](const PyMatrix& matrix) { return cuda::matrix_bytes(matrix.view); }, arg("matrix"),
-      "Bytes that a matrix takes on a device.");
-  m.def(
-      "device_work_bytes",
-      [](const py::dict& config, int64_t n_ctx_blocks, int64_t max_sequences) {
-        return cuda::work_bytes(device_shape(config_of(config), n_ctx_blocks, max_sequences));
-      },
-      arg("config"), arg("n_ctx_blocks"), arg("max_sequences"),
-      "Bytes of a model's work space on a device.");
+      "device_matrix_bytes", [](const PyMatrix& matrix) { return cuda::matrix_bytes(matrix.view); },
+      arg("matrix"), "Bytes that a matrix takes on a device.");
 }
 
 }  // namespace llama2q

@@ -75,14 +75,16 @@ class DeviceLibrary:
     def targets(self) -> str: ...
     @property
     def n_devices(self) -> int: ...
+    def work_bytes(
+        self, config: Mapping[str, object], n_ctx_blocks: int, max_sequences: int
+    ) -> int:
+        """Bytes of a model's work space on a device."""
+
     def describe(self, index: int) -> DeviceDescription:
         """Name, memory and abilities of a device."""
 
 def device_matrix_bytes(matrix: Matrix) -> int:
     """Bytes that a matrix takes on a device."""
-
-def device_work_bytes(config: Mapping[str, object], n_ctx_blocks: int, max_sequences: int) -> int:
-    """Bytes of a model's work space on a device."""
 
 class Matrix:
     """A weight matrix [rows, cols] in the file's layout; keeps its arrays alive, copies nothing."""

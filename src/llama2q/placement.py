@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llama2q import _core
-from llama2q.devices import Device, DeviceRequest
+from llama2q.devices import Device, DeviceRequest, library
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.kv_blocks import blocks_for
@@ -109,7 +109,7 @@ def _with_cache(
     return replace(
         weights,
         kv_per_layer=_core.kv_bytes({**config, "n_layers": 1}, kv_dtype, n_blocks * n_sequences),
-        work=_core.device_work_bytes(config, n_blocks, n_sequences),
+        work=library().work_bytes(config, n_blocks, n_sequences),
     )
 
 

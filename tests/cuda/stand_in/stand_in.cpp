@@ -18,6 +18,7 @@
 #include "backend/cpu_backend.h"
 #include "backend/cpu_features.h"
 #include "base/float_env.h"
+#include "cuda/sizes.h"
 #include "cuda/table.h"
 
 namespace llama2q {
@@ -169,7 +170,7 @@ int copy_out(Device*, void* host, const void* from, int64_t bytes, DeviceFailure
   return copy("copy_out", host, from, bytes, failure);
 }
 
-int64_t code_bytes(const MatrixView& m) {
+int64_t file_code_bytes(const MatrixView& m) {
   const int64_t bytes = m.kind == MatrixKind::kF32 ? 4 : 2;
   switch (m.kind) {
     case MatrixKind::kInt4:
@@ -181,20 +182,21 @@ int64_t code_bytes(const MatrixView& m) {
   }
 }
 
-int64_t scale_bytes(const MatrixView& m) { return m.n_bands * m.n_groups * kBandRows * 2; }
+int64_t file_scale_bytes(const MatrixView& m) { return m.n_bands * m.n_groups * kBandRows * 2; }
 
-int64_t matrix_bytes(const MatrixView* m) { return code_bytes(*m) + scale_bytes(*m); }
+// What it takes on a GPU, which is never less.
+int64_t matrix_bytes(const MatrixView* m) { return cuda::matrix_bytes(*m); }
 
 int place_matrix(Device*, const MatrixView* host, void* memory, MatrixView* placed,
                  DeviceFailure* failure) {
   if (is_to_fail("place_matrix")) return refuse("place_matrix", failure);
   char* codes = static_cast<char*>(memory);
-  char* scales = codes + code_bytes(*host);
-  std::memcpy(codes, host->codes, static_cast<size_t>(code_bytes(*host)));
+  char* scales = codes + file_code_bytes(*host);
+  std::memcpy(codes, host->codes, static_cast<size_t>(file_code_bytes(*host)));
   *placed = *host;
   placed->codes = codes;
   if (host->group_size == 0) return 0;
-  std::memcpy(scales, host->scales, static_cast<size_t>(scale_bytes(*host)));
+  std::memcpy(scales, host->scales, static_cast<size_t>(file_scale_bytes(*host)));
   placed->scales = reinterpret_cast<const uint16_t*>(scales);
   return 0;
 }

@@ -42,7 +42,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(convert_mini: Callable[..., Path]) -> Path:
-    return convert_mini(method="rtn")
+    return convert_mini()
 
 
 def logits(path: Path, n_tokens: int = 300, **options: Any) -> NDArray[np.float32]:

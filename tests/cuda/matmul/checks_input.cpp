@@ -73,6 +73,7 @@ void check_records() {
                                        normed ? weights.data() : nullptr, kEps, out,
                                        {fault.data(), kFaultCode});
           expect(fault.read()[0] == 0, "a fault in finite rows");
+          const std::vector<uint8_t> records = memory.read();
           const int64_t unit_columns = std::max<int64_t>(group_size, 64);
           const llama2q::cuda::RecordLayout at =
               llama2q::cuda::record_layout(static_cast<int>(group_size), static_cast<int>(width));
@@ -84,7 +85,7 @@ void check_records() {
             const int64_t i = token % width;
             for (int64_t col = 0; col < out.n_units * unit_columns; ++col) {
               const unsigned char* const record =
-                  out.records + (token / width * out.n_units + col / unit_columns) * at.bytes;
+                  records.data() + (token / width * out.n_units + col / unit_columns) * at.bytes;
               const int64_t step = col % unit_columns / 64, of_step = col % 64;
               const int64_t byte = 16 * (of_step % 32 / 8) + 8 * (of_step / 32) + of_step % 8;
               const auto code = static_cast<int8_t>(record[(step * width + i) * 64 + byte]);

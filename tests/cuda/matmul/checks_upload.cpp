@@ -67,13 +67,14 @@ void over_shapes(Check check) {
 void check_placed_codes() {
   over_shapes([](const Matrix& m) {
     const PlacedMatrix placed(m);
-    const auto* words = static_cast<const uint32_t*>(placed.view().codes);
+    const std::vector<uint8_t> memory = placed.read();
+    const uint8_t* words = memory.data();
     const int64_t n_steps = (m.padded_cols() + 63) / 64;
     const int64_t n_parts = m.kind == Kind::kInt8 ? 2 * n_steps : n_steps;
     expect(llama2q::cuda::code_bytes(m.view()) == m.n_bands() * n_parts * 512, "bytes of codes");
     for (int64_t band = 0; band < m.n_bands(); ++band) {
       for (int64_t part = 0; part < n_parts; ++part) {
-        for (int lane = 0; lane < 32; ++lane, words += 4) {
+        for (int lane = 0; lane < 32; ++lane, words += 16) {
           const std::array<uint32_t, 4> wanted = words_at(m, band, part, lane);
           expect(std::memcmp(words, wanted.data(), 16) == 0,
                  std::string(name_of(m.kind)) + ": band " + std::to_string(band) + ", part " +
@@ -87,15 +88,21 @@ void check_placed_codes() {
 void check_placed_scales() {
   over_shapes([](const Matrix& m) {
     const PlacedMatrix placed(m);
-    const uint16_t* half = placed.view().scales;
+    const std::vector<uint8_t> memory = placed.read();
+    const uint8_t* half = memory.data() + llama2q::cuda::code_bytes(m.view());
+    expect(placed.view().scales ==
+               static_cast<const void*>(static_cast<const uint8_t*>(placed.view().codes) +
+                                        llama2q::cuda::code_bytes(m.view())),
+           "scales follow codes");
     const int64_t n_groups = (m.padded_cols() + 63) / 64 * 64 / m.group_size;
     for (int64_t band = 0; band < m.n_bands(); ++band) {
       for (int64_t group = 0; group < n_groups; ++group) {
-        for (int64_t i = 0; i < kBandRows; ++i, ++half) {
+        for (int64_t i = 0; i < kBandRows; ++i, half += 2) {
           const int64_t row = band * kBandRows + i / 2 + i % 2 * 8;
           const bool present = row < m.rows && group < m.n_groups;
           const size_t at = static_cast<size_t>(row * m.n_groups + group);
-          expect(*half == (present ? m.scales[at] : 0), "scale of row " + std::to_string(row));
+          const uint16_t wanted = present ? m.scales[at] : 0;
+          expect(std::memcmp(half, &wanted, 2) == 0, "scale of row " + std::to_string(row));
         }
       }
     }

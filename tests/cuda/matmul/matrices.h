@@ -51,6 +51,8 @@ class PlacedMatrix {
  public:
   explicit PlacedMatrix(const Matrix& matrix);
   const llama2q::MatrixView& view() const { return view_; }
+  // Codes, then scales, as they lie on the device.
+  std::vector<uint8_t> read() const { return memory_.read(); }
 
  private:
   Buffer<uint8_t> memory_;

@@ -59,7 +59,7 @@ void check_rms_norm() {
 void check_records() {
   for (const auto& [n, cols] : kShapes) {
     for (const int64_t group_size : {32, 64, 128}) {
-      for (const int64_t width : {8, 16, 64}) {
+      for (const int64_t width : {1, 8, 16, 64}) {
         for (const bool normed : {false, true}) {
           const std::vector<float> x = random_rows(n, cols), norm = random_norm(cols);
           const std::vector<float> rows = normed ? norm_on_device(x, norm, n) : x;
@@ -100,7 +100,7 @@ void check_records() {
               for (int64_t k = col; k < col + group_size; ++k) {
                 sum += wanted.codes[static_cast<size_t>(k)];
               }
-              std::memcpy(starts, record + at.starts + (group * width / 2 + i / 2) * 16, 16);
+              std::memcpy(starts, record + at.starts + (group * ((width + 1) / 2) + i / 2) * 16, 16);
               expect(starts[i % 2] == 0x4B400000 - 128 * sum && starts[i % 2 + 2] == starts[i % 2],
                      "start");
             }

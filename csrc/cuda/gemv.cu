@@ -1,13 +1,13 @@
 // Matrix times few tokens, at the speed of memory.
 //
 // Block: 256 threads, 8 warps; warp w sums slice w of K (products.h) of all bands of its block.
-// Grid: (blocks, tiles of tokens); a block takes every n-th set of bands of its segment. Each warp
-// copies chunks of 4 x 512 bytes of codes and their scales into a ring of its own, two ahead of the
-// one that it works on, across the ends of bands; the first two before the launch before has ended.
-// A lane reads the codes that it copied itself; scales, one word per group and lane / 4, need the
-// sync_warp(). Tokens are columns of the mma; a single one is broadcast to all 8, from shared
-// memory, where each warp quantizes or copies its slice. At the end of a band the slices meet in
-// shared memory and are added in ascending order.
+// Grid: (tiles of tokens, blocks), so that tiles share what they read; a block takes every n-th set
+// of bands of its segment. Each warp copies chunks of 4 x 512 bytes of codes and their scales into
+// a ring of its own, two ahead of the one that it works on, across the ends of bands; the first two
+// before the launch before has ended. A lane reads the codes that it copied itself; scales, one
+// word per group and lane / 4, need the sync_warp(). Tokens are columns of the mma; a single one is
+// broadcast to all 8, from shared memory, where each warp quantizes or copies its slice. At the end
+// of a band the slices meet in shared memory and are added in ascending order.
 //
 // Dynamic shared memory: the rings, the sums of a band twice, and for a single token its records
 // (SharedLayout below).
@@ -219,7 +219,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
   let_next_start();
   wait_for_previous();
 
-  const int token_tile = static_cast<int>(blockIdx.y);
+  const int token_tile = static_cast<int>(blockIdx.x);
   constexpr int kRecordBytes = Input::kRecord.bytes;
   const unsigned char* records;  // of the slice
   if constexpr (kWidth == 1) {
@@ -294,7 +294,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
 template <int kGroup, int kWidth>
 __global__ void __launch_bounds__(kThreads, kWidth == 1 ? 3 : 2)
     gemv_kernel(const __grid_constant__ GemvArgs args) {
-  int block = static_cast<int>(blockIdx.x), s = 0;
+  int block = static_cast<int>(blockIdx.y), s = 0;
   while (block >= args.segments[s].n_blocks) block -= args.segments[s++].n_blocks;
   const GemvSegment& segment = args.segments[s];
   switch (segment.codes) {
@@ -354,8 +354,8 @@ void gemv(const Stream& stream, const DeviceLimits& limits, int64_t group_size, 
   // What one block may have is about what the blocks of a multiprocessor have together.
   const int64_t together =
       std::clamp<int64_t>(limits.shared_bytes / bytes, 1, kBlocksPerMultiprocessor);
-  const int64_t n_blocks = deal_blocks(args, limits.n_multiprocessors * together);
-  const dim3 grid(static_cast<unsigned>(n_blocks), static_cast<unsigned>(n_tiles));
+  const int64_t most = std::max<int64_t>(limits.n_multiprocessors * together / n_tiles, 1);
+  const dim3 grid(static_cast<unsigned>(n_tiles), static_cast<unsigned>(deal_blocks(args, most)));
   const auto kernel = group_size == 32   ? kernel_of<32>(width)
                       : group_size == 64 ? kernel_of<64>(width)
                                          : kernel_of<128>(width);

@@ -115,8 +115,8 @@ void fail(std::string message, const Place& place) {
 void note_wait(const Place& place) {
   current_thread("wait_for_previous").has_waited = true;
   block.has_waited = true;
-  const std::string error = reveal();
-  if (!error.empty()) fail(error, place);
+  std::string error = reveal();
+  if (!error.empty()) fail(std::move(error), place);
 }
 
 void require_wait(const char* operation, const Place& place) {

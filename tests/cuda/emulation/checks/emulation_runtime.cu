@@ -102,7 +102,7 @@ void check_shared_limits() {
   cuda_emulation::machine().major = 7;
   cuda_emulation::machine().minor = 5;
   const std::string error = error_of([] { launch(Stream{}, nothing, 1, 32, 65 * 1024); });
-  expect_contains(error, "allowing a kernel more shared memory");
+  expect_contains(error, "66560 bytes of shared memory: invalid argument");
   cuda_emulation::machine().major = 9;
   cuda_emulation::machine().minor = 0;
   launch(Stream{}, nothing, 1, 32, 227 * 1024);

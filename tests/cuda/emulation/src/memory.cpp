@@ -241,7 +241,6 @@ void cuda_emulation::reset() {
   for (int device = 0; device < 64; ++device) free_device_memory(device);
   for (auto& [handle, stream] : runtime().streams) delete stream;
   runtime().streams.clear();
-  runtime().allowed_shared.clear();
   runtime().broken = false;
   runtime().failure.clear();
   current_device() = 0;

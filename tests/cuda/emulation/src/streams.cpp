@@ -242,6 +242,7 @@ cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void*
   if (stream != nullptr && stream->device != current_device()) {
     return report(cudaErrorInvalidResourceHandle);
   }
+  if (!is_device(current_device())) return report(cudaErrorNoDevice);
   const dim3 grid = config.gridDim, block = config.blockDim;
   const size_t n_threads = size_t{block.x} * block.y * block.z;
   if (n_threads == 0 || block.x > kMostThreads || block.y > kMostThreads ||
@@ -252,6 +253,7 @@ cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void*
   size_t allowed = 48 * 1024;
   const auto found = runtime().allowed_shared.find({current_device(), kernel});
   if (found != runtime().allowed_shared.end()) allowed = found->second;
+  if (allowed > machine().most_shared_bytes()) allowed = machine().most_shared_bytes();
   if (config.dynamicSmemBytes > allowed || argument_bytes > kMostArgumentBytes) {
     return report(cudaErrorInvalidValue);
   }

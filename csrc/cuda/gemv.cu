@@ -1,18 +1,20 @@
 // Matrix times few tokens, at the speed of memory.
 //
 // Block: 256 threads, 8 warps; warp w sums slice w of K (products.h) of all bands of its block.
-// Grid: (blocks, tiles of tokens); a block takes every n-th set of bands of its segment. Each warp
-// copies chunks of 4 x 512 bytes of codes and their scales into a ring of its own, two ahead of the
-// one that it works on, across the ends of bands; the first two before the launch before has ended.
-// A lane reads the codes that it copied itself; scales, one word per group and lane / 4, need the
-// sync_warp(). Tokens are columns of the mma; a single one is broadcast to all 8. At the end of a
-// band the slices meet in shared memory and are added in ascending order.
+// Grid: (tiles of tokens, blocks), so that tiles share what they read; a block takes every n-th set
+// of bands of its segment. Each warp copies chunks of 4 x 512 bytes of codes and their scales into
+// a ring of its own, two ahead of the one that it works on, across the ends of bands; the first two
+// before the launch before has ended. A lane reads the codes that it copied itself; scales, one
+// word per group and lane / 4, need the sync_warp(). Tokens are columns of the mma; a single one is
+// broadcast to all 8, from shared memory, where each warp quantizes or copies its slice. At the end
+// of a band the slices meet in shared memory and are added in ascending order.
 //
 // Dynamic shared memory: the rings, the sums of a band twice, and for a single token its records
 // (SharedLayout below).
 #include <algorithm>
 
 #include "cuda/gemv.h"
+#include "cuda/gemv_input.h"
 #include "cuda/intrinsics.h"
 #include "cuda/products.h"
 #include "cuda/quantize.h"
@@ -121,85 +123,6 @@ struct WeightStream {
   }
 };
 
-// A thread's share of the activations, from a unit on: in shared memory for one token, else global.
-template <int kGroup, int kWidth>
-struct TokenInput {
-  static constexpr int kTiles = kWidth == 16 ? 2 : 1;  // of 8 columns of the mma
-  static constexpr RecordLayout kRecord = record_layout(kGroup, kWidth);
-  const unsigned char* codes;
-  const unsigned char* starts;
-  const unsigned char* scales;
-
-  // records: of the slice's first unit.
-  __device__ __forceinline__ explicit TokenInput(const unsigned char* records) {
-    const int token = kWidth == 1 ? 0 : lane() / 4, pair = kWidth == 1 ? 0 : lane() % 4;
-    codes = records + token * kStepColumns + lane() % 4 * 16;
-    starts = records + kRecord.starts + pair * 16;
-    scales = records + kRecord.scales + pair * 8;
-  }
-  __device__ __forceinline__ void advance(int n_units) {
-    codes += n_units * kRecord.bytes;
-    starts += n_units * kRecord.bytes;
-    scales += n_units * kRecord.bytes;
-  }
-  // The thread's columns of step `s` of unit `i`.
-  __device__ __forceinline__ uint4 load(int i, int s, int tile) const {
-    const int at = i * kRecord.bytes + (s * kWidth + tile * 8) * kStepColumns;
-    return *reinterpret_cast<const uint4*>(codes + at);
-  }
-  __device__ __forceinline__ const int32_t* starts_of(int i, int group, int tile) const {
-    const int at = i * kRecord.bytes + (group * (kWidth + 1) / 2 + tile * 4) * 16;
-    return reinterpret_cast<const int32_t*>(starts + at);
-  }
-  // Of the thread's two tokens.
-  __device__ __forceinline__ float2 scales_of(int i, int group, int tile) const {
-    const unsigned char* const at = scales + i * kRecord.bytes + (group * kWidth + tile * 8) * 4;
-    if constexpr (kWidth == 1) {
-      return {*reinterpret_cast<const float*>(at), 0.0f};
-    } else {
-      return *reinterpret_cast<const float2*>(at);
-    }
-  }
-};
-
-// Quantizes the warp's slice of the single token.
-template <int kGroup>
-__device__ __forceinline__ void prepare_token(const GemvArgs& args, Slice slice,
-                                              unsigned char* records, float* scratch) {
-  using Unit = UnitOf<kGroup>;
-  constexpr int kUnitOctets = Unit::kColumns / kOctet, kStepOctets = kStepColumns / kOctet;
-  constexpr RecordLayout kRecord = record_layout(kGroup, 1);
-  const bool aligned = args.cols % 4 == 0;
-  const bool normed = args.norm != nullptr;
-  const float r = normed ? inverse_rms(args.x, args.cols, aligned, args.eps, scratch) : 1.0f;
-  const int end = slice.end * kUnitOctets;
-  bool finite = true;
-  for (int first = slice.begin * kUnitOctets; first < end; first += kLanes) {
-    const int octet = first + lane(), column = octet * kOctet;
-    float v[kOctet];
-    load_octet(args.x, column, args.cols, aligned, v);
-    if (normed) {
-      float weight[kOctet];
-      load_octet(args.norm, column, args.cols, aligned, weight);
-      normalize(v, weight, r);
-    }
-    const QuantizedOctet quantized = quantize_octet<kGroup>(v);
-    finite = finite && quantized.finite;
-    if (octet >= end) continue;
-    unsigned char* const record = records + octet / kUnitOctets * kRecord.bytes;
-    const int of_unit = octet % kUnitOctets;
-    const int at = of_unit / kStepOctets * kStepColumns + octet_byte(of_unit % kStepOctets);
-    *reinterpret_cast<uint2*>(record + at) = quantized.codes;
-    const int group = of_unit * kOctet / kGroup;
-    if (of_unit * kOctet % kGroup != 0) continue;
-    const int32_t s = quantized.start;
-    reinterpret_cast<int4*>(record + kRecord.starts)[group] = {s, s, s, s};
-    reinterpret_cast<float*>(record + kRecord.scales)[group] = quantized.scale;
-  }
-  if (!finite) raise_fault(args.fault.fault, args.fault.code);
-  sync_warp();
-}
-
 // Adds unit `i` of a chunk, which is unit `i` of the input, to the sums of the thread.
 template <Codes kCodes, int kGroup, int kWidth, int kTiles>
 __device__ __forceinline__ void add_unit(const Products<kCodes>& products,
@@ -296,14 +219,21 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
   let_next_start();
   wait_for_previous();
 
-  const int token_tile = static_cast<int>(blockIdx.y);
-  const unsigned char* records = shared + at.records;
+  const int token_tile = static_cast<int>(blockIdx.x);
+  constexpr int kRecordBytes = Input::kRecord.bytes;
+  const unsigned char* records;  // of the slice
   if constexpr (kWidth == 1) {
-    prepare_token<kGroup>(args, slice, shared + at.records, scratch);
+    unsigned char* const own = shared + at.records + slice.begin * kRecordBytes;
+    if (args.x != nullptr) {
+      prepare_token<kGroup>(args, slice, own, scratch);
+    } else {
+      copy_records(own, args.input.records + slice.begin * kRecordBytes,
+                   (slice.end - slice.begin) * kRecordBytes);
+    }
+    records = own;
   } else {
-    records = args.input.records + int64_t{token_tile} * args.n_units * Input::kRecord.bytes;
+    records = args.input.records + int64_t{token_tile * args.n_units + slice.begin} * kRecordBytes;
   }
-  records += slice.begin * Input::kRecord.bytes;
 
   int from = 0, to = (kStages - 1) * kStageBytes<kGroup>;  // of the ring
   int parity = 0, output = thread;
@@ -364,7 +294,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
 template <int kGroup, int kWidth>
 __global__ void __launch_bounds__(kThreads, kWidth == 1 ? 3 : 2)
     gemv_kernel(const __grid_constant__ GemvArgs args) {
-  int block = static_cast<int>(blockIdx.x), s = 0;
+  int block = static_cast<int>(blockIdx.y), s = 0;
   while (block >= args.segments[s].n_blocks) block -= args.segments[s++].n_blocks;
   const GemvSegment& segment = args.segments[s];
   switch (segment.codes) {
@@ -420,12 +350,15 @@ int64_t gemv_shared_bytes(int64_t group_size, int64_t width, int64_t n_units) {
 void gemv(const Stream& stream, const DeviceLimits& limits, int64_t group_size, GemvArgs args) {
   const int64_t width = args.x != nullptr ? 1 : args.input.width;
   const int64_t n_tiles = args.x != nullptr ? 1 : args.input.n_tiles;
-  const int64_t n_blocks = deal_blocks(args, limits.n_multiprocessors * kBlocksPerMultiprocessor);
-  const dim3 grid(static_cast<unsigned>(n_blocks), static_cast<unsigned>(n_tiles));
+  const int64_t bytes = gemv_shared_bytes(group_size, width, args.n_units);
+  // What one block may have is about what the blocks of a multiprocessor have together.
+  const int64_t together =
+      std::clamp<int64_t>(limits.shared_bytes / bytes, 1, kBlocksPerMultiprocessor);
+  const int64_t most = std::max<int64_t>(limits.n_multiprocessors * together / n_tiles, 1);
+  const dim3 grid(static_cast<unsigned>(n_tiles), static_cast<unsigned>(deal_blocks(args, most)));
   const auto kernel = group_size == 32   ? kernel_of<32>(width)
                       : group_size == 64 ? kernel_of<64>(width)
                                          : kernel_of<128>(width);
-  const int64_t bytes = gemv_shared_bytes(group_size, width, args.n_units);
   launch(stream, kernel, grid, dim3(kThreads), static_cast<size_t>(bytes), args);
 }
 

@@ -38,7 +38,7 @@ struct GemvArgs {
   const float* norm;  // f32 [cols], or null
   float eps;
   int32_t cols;
-  Activations input;  // width 8 or 16
+  Activations input;  // width 1, 8 or 16
   AppendTo append;    // for roles other than kPlain
   uint32_t* tickets;  // u32 [gemv_tickets()]: 0 at first, and after each launch
   FaultSite fault;
@@ -47,7 +47,7 @@ struct GemvArgs {
 // For kFewTokens tokens.
 int64_t gemv_tickets(int64_t n_kv_heads);
 
-// Bytes of shared memory of a block for `width` tokens: 1 (from x), 8 or 16.
+// Bytes of shared memory of a block for `width` tokens: 1, 8 or 16.
 int64_t gemv_shared_bytes(int64_t group_size, int64_t width, int64_t n_units);
 
 // Starts it; the segments' n_blocks are filled in here. Tokens: args.input's tiles, or one.

@@ -22,22 +22,23 @@ struct Stream {
   bool programmatic = false;
 };
 
-// Bytes of dynamic shared memory that any kernel may have; more must be allowed kernel by kernel.
-inline constexpr size_t kUsualSharedBytes = 48 * 1024;
+// Any kernel may have 48 KiB of shared memory, its static variables included; more must be allowed
+// kernel by kernel. From this many dynamic bytes on it is.
+inline constexpr size_t kAllowedFromBytes = 16 * 1024;
 
 // Allows the kernel that much dynamic shared memory on the current device, once.
-inline void allow_shared_bytes(const void* kernel, size_t bytes) {
+inline cudaError_t allow_shared_bytes(const void* kernel, size_t bytes) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, size_t> allowed;
   int device = 0;
-  check(cudaGetDevice(&device), "the current device");
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
   const std::lock_guard<std::mutex> lock(mutex);
   size_t& most = allowed[{device, kernel}];
-  if (bytes <= most) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes)),
-        "allowing a kernel more shared memory");
-  most = bytes;
+  if (bytes <= most) return cudaSuccess;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error == cudaSuccess) most = bytes;
+  return error;
 }
 
 // "kernel NAME, grid (x, y, z), block (x, y, z), n bytes of shared memory"; the name is mangled.
@@ -58,7 +59,6 @@ template <typename... Parameters, typename... Arguments>
 void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             size_t shared_bytes, Arguments&&... arguments) {
   const auto* address = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > kUsualSharedBytes) allow_shared_bytes(address, shared_bytes);
   cudaLaunchAttribute programmatic{};
   programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   programmatic.val.programmaticStreamSerializationAllowed = 1;
@@ -69,8 +69,11 @@ void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3
   config.stream = stream.handle;
   config.attrs = &programmatic;
   config.numAttrs = stream.programmatic ? 1 : 0;
-  const cudaError_t error =
-      cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes >= kAllowedFromBytes) error = allow_shared_bytes(address, shared_bytes);
+  if (error == cudaSuccess) {
+    error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  }
   if (error != cudaSuccess) {
     check(error, describe_launch(address, grid, block, shared_bytes).c_str());
   }

@@ -26,8 +26,8 @@
 // starts      i32 [P, width / 2, 4]: s0, s1, s0, s1 of two tokens, what an accumulator of the
 // lookup
 //             kind starts from: kFloatBits - 128 * (sum of the codes);
-// scales      f32 [P, width].
-// The record of one token that a block makes for itself (width 1) is the same, with s, s, s, s.
+// scales      f32 [P, width];
+// and zeros up to a multiple of 16 bytes. With a width of 1, P times s, s, s, s.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -144,7 +144,7 @@ __host__ __device__ constexpr RecordLayout record_layout(int group_size, int wid
   const int groups = group_size > kStepColumns ? 1 : kStepColumns / group_size;
   RecordLayout at{};
   at.starts = steps * width * kStepColumns;
-  at.scales = at.starts + groups * (width + 1) / 2 * 16;
+  at.scales = at.starts + groups * ((width + 1) / 2) * 16;
   at.bytes = (at.scales + groups * width * 4 + 15) / 16 * 16;
   return at;
 }

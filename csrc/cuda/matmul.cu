@@ -11,14 +11,20 @@
 namespace llama2q::cuda {
 namespace {
 
+// One token's row of more columns is quantized once, before: in every block it would cost as much
+// as half of a band.
+constexpr int64_t kWideRow = 8192;
+
 constexpr int64_t up_to_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Tokens side by side in the activations of a call.
 int64_t tile_width(const DeviceLimits& limits, int64_t n_tokens, int64_t cols, int64_t group_size) {
   if (n_tokens > kFewTokens) return kGemmWidth;
-  const bool wide =
-      gemv_shared_bytes(group_size, 16, units_of(cols, group_size)) <= limits.shared_bytes;
-  return n_tokens > 8 && wide ? 16 : 8;
+  const auto fits = [&](int64_t width) {
+    return gemv_shared_bytes(group_size, width, units_of(cols, group_size)) <= limits.shared_bytes;
+  };
+  if (n_tokens == 1 && fits(1)) return 1;
+  return n_tokens > 8 && fits(16) ? 16 : 8;
 }
 
 // Bytes of each part of the work space; they follow each other in this order.
@@ -169,11 +175,10 @@ void run(const Stream& stream, const DeviceLimits& limits, const MatmulCall& cal
     run_dense(stream, call, unquantized, reinterpret_cast<float*>(work + parts.activations));
   }
   if (quantized.n == 0) return;
-  if (n == 1 &&
-      gemv_shared_bytes(group_size, 1, units_of(cols, group_size)) <= limits.shared_bytes) {
+  const int64_t width = tile_width(limits, n, cols, group_size);
+  if (width == 1 && cols <= kWideRow) {
     return run_gemv(stream, limits, call, quantized, nullptr, append);
   }
-  const int64_t width = tile_width(limits, n, cols, group_size);
   const Activations input = place_activations(n, width, cols, group_size, work);
   quantize_rows(stream, call.x, n, cols, group_size, call.norm, call.eps, input, call.fault);
   if (n <= kFewTokens) return run_gemv(stream, limits, call, quantized, &input, append);

@@ -34,9 +34,9 @@ struct FaultSite {
 struct MatmulCall {
   const MatrixView* matrices[kMostMatrices];
   int32_t n_matrices;  // for kAdd and kSwiglu 1; all of the same cols and, if quantized, group_size
-  const float* x;      // f32 [n_tokens, cols]
+  const float* x;      // f32 [n_tokens, cols], aligned to 16 bytes
   int64_t n_tokens;
-  const float* norm;  // f32 [cols]: RMSNorm comes first; may be null
+  const float* norm;  // f32 [cols], aligned to 16 bytes: RMSNorm comes first; may be null
   float eps;
   Epilogue epilogue;
   float* y[kMostMatrices];  // f32 [n_tokens, rows], for kSwiglu [n_tokens, y_rows]

@@ -60,9 +60,10 @@ __global__ void __launch_bounds__(kRowThreads) quantize_kernel(RowArgs args) {
   const int group = of_unit / kGroup;
   reinterpret_cast<float*>(record + at.scales)[group * out.width + of_tile] = octet.scale;
   auto* const starts = reinterpret_cast<int32_t*>(record + at.starts) +
-                       (group * (out.width / 2) + of_tile / 2) * 4 + of_tile % 2;
+                       (group * ((out.width + 1) / 2) + of_tile / 2) * 4 + of_tile % 2;
   starts[0] = octet.start;
   starts[2] = octet.start;
+  if (out.width == 1) starts[1] = starts[3] = octet.start;
 }
 
 // With y, writes the row; in any case reports what is not finite.

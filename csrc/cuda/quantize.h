@@ -58,11 +58,19 @@ __device__ __forceinline__ void normalize(float (&v)[kOctet], const float (&weig
   for (int i = 0; i < kOctet; ++i) v[i] = v[i] * r * weight[i];
 }
 
+// x / 127, rounded to nearest: a quotient from the rounded reciprocal, and its remainder, which is
+// exact. x >= 2^-100.
+__device__ __forceinline__ float over_127(float x) {
+  constexpr float kReciprocal = 1.0f / 127.0f;
+  const float quotient = x * kReciprocal;
+  return fmaf(fmaf(-127.0f, quotient, x), kReciprocal, quotient);
+}
+
 struct QuantizedOctet {
   uint2 codes;    // columns 0-3, 4-7
   float scale;    // of the group
   int32_t start;  // of the group: kFloatBits - 128 * (sum of its codes)
-  bool finite;    // whether the group is
+  bool finite;    // whether the group is; if not, the rest means nothing
 };
 
 // A group is kGroup / 8 neighbouring lanes that begin at a multiple of that; all lanes of the warp
@@ -80,11 +88,11 @@ __device__ __forceinline__ QuantizedOctet quantize_octet(const float (&v)[kOctet
   const bool zero = amax_bits < kSmallestAmaxBits || !out.finite;
   const float amax = __uint_as_float(amax_bits);
   const float inverse = zero ? 0.0f : 127.0f / amax;
-  out.scale = zero ? 0.0f : amax / 127.0f;
+  out.scale = zero ? 0.0f : over_127(amax);
   uint32_t words[2] = {0, 0};
   for (int i = 0; i < kOctet; ++i) {
     // Rounds to an integer, ties to even: the low byte of the sum's bits is the code.
-    const float code = (zero ? 0.0f : v[i]) * inverse + 12582912.0f;
+    const float code = v[i] * inverse + 12582912.0f;
     words[i / 4] |= (__float_as_uint(code) & 0xffu) << i % 4 * 8;
   }
   out.codes = {words[0], words[1]};

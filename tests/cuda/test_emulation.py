@@ -1,6 +1,6 @@
 """The emulation of CUDA: intrinsics against plain C++, its own promises, sanitizers.
 
-Logic only: what a device does is checked by the same programs, compiled by nvcc (emulation/README.md).
+Logic only. The same programs, compiled by nvcc, check a device: emulation/README.md.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+import native_build
+
 EMULATION = Path(__file__).resolve().parent / "emulation"
 CSRC = EMULATION.parents[2] / "csrc" / "cuda"
 LIMIT_S = 560
 SEEDS = (0, 1, 2, 3)
-COMPILERS = ("g++", "clang++-14")
 DEATHS = {
     "static_shared": ("global-buffer-overflow|insufficient space", "beyond_static_shared<32>"),
     "dynamic_shared": ("heap-buffer-overflow", "beyond_dynamic_shared"),
@@ -75,10 +76,13 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("emulation"), "g++")
 
 
-@pytest.fixture(scope="module", params=COMPILERS)
+@pytest.fixture(scope="module", params=["g++", "clang++"])
 def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = request.param
+    if compiler == "clang++":
+        compiler = native_build.find_clang() or compiler
     return build(
-        tmp_path_factory.mktemp("sanitized"), request.param, "-DLLAMA2Q_SANITIZE=address,undefined"
+        tmp_path_factory.mktemp("sanitized"), compiler, "-DLLAMA2Q_SANITIZE=address,undefined"
     )
 
 
@@ -101,6 +105,7 @@ def test_unknown_check(programs: Path) -> None:
     assert run(programs / "check_intrinsics", "mma_u8").returncode == 1
 
 
+@pytest.mark.slow
 def test_ucontext(tmp_path: Path) -> None:
     """The switch of fibers for processors that have none of their own."""
     folder = build(tmp_path, "g++", "-DCMAKE_CXX_FLAGS=-DCUDA_EMULATION_PORTABLE")

@@ -34,6 +34,7 @@ void check_pinning();
 void check_launch_limits();
 void check_shared_limits();
 void check_programmatic_launches();
+void check_overlap();
 void check_graphs();
 void check_forbidden_in_capture();
 void check_devices();

@@ -51,6 +51,7 @@ int main(int n_arguments, char** arguments) {
                  {"launch_limits", fresh<check_launch_limits>},
                  {"shared_limits", fresh<check_shared_limits>},
                  {"programmatic_launches", fresh<check_programmatic_launches>},
+                 {"overlap", fresh<check_overlap>},
                  {"graphs", fresh<check_graphs>},
                  {"forbidden_in_capture", fresh<check_forbidden_in_capture>},
                  {"devices", fresh<check_devices>},

@@ -28,6 +28,16 @@ __global__ void finds(uint32_t* y) {
   dynamic[9] = 3;
 }
 
+// Nothing is ever stored, or one value only: no reason to know what is there.
+template <typename T>
+__global__ void finds_untouched(uint32_t* y) {
+  __shared__ T never[3];
+  __shared__ bool flag;
+  y[0] = static_cast<uint32_t>(never[1]);
+  y[1] = reinterpret_cast<const unsigned char&>(flag);
+  flag = true;
+}
+
 // y: x through shared memory; without wait_copies(), or waiting for the wrong group.
 __global__ void copies(const uint4* x, uint4* y, bool waits) {
   auto* shared = reinterpret_cast<uint4*>(llama2q::cuda::dynamic_shared());
@@ -88,6 +98,9 @@ void check_shared_is_nan() {
     expect_equal(y.read(), wanted);
     launch(Stream{}, finds<3000>, 3, 1, 80, z.data());
     expect_equal(z.read(), wanted);
+    Buffer<uint32_t> untouched(2);
+    launch(Stream{}, finds_untouched<uint16_t>, 2, 1, 0, untouched.data());
+    expect_equal(untouched.read(), {0xffffu, 0xffu});
   }
 }
 

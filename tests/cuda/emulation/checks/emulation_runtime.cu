@@ -29,6 +29,15 @@ __global__ void draws_before_waiting(uint32_t* ticket) {
   llama2q::cuda::wait_for_previous();
 }
 
+// y: what was in x before and after the wait; writes before it if told.
+__global__ void looks(uint32_t* x, uint32_t* y, bool writes) {
+  y[0] = x[5];
+  if (writes) x[5] = 8;
+  llama2q::cuda::sync_block();
+  llama2q::cuda::wait_for_previous();
+  y[1] = x[5];
+}
+
 __global__ void diverges() {
   if (threadIdx.x > 0) llama2q::cuda::sync_warp();
 }
@@ -93,21 +102,22 @@ void check_shared_limits() {
   cuda_emulation::machine().major = 7;
   cuda_emulation::machine().minor = 5;
   const std::string error = error_of([] { launch(Stream{}, nothing, 1, 32, 65 * 1024); });
-  expect_contains(error, "allowing a kernel more shared memory");
+  expect_contains(error, "66560 bytes of shared memory: invalid argument");
   cuda_emulation::machine().major = 9;
   cuda_emulation::machine().minor = 0;
   launch(Stream{}, nothing, 1, 32, 227 * 1024);
 }
 
 void check_programmatic_launches() {
-  Buffer<uint32_t> x(std::vector<uint32_t>(32, 1)), y(std::vector<uint32_t>{1});
+  Buffer<uint32_t> x(std::vector<uint32_t>(32, 1)), y(std::vector<uint32_t>{1}), z(32);
   static_cast<void>(error_of(
       [&] { launch(Stream{nullptr, true}, adds<1, uint32_t>, 1, 32, 0, x.data(), y.data()); }));
   cuda_emulation::machine().major = 9;
   launch(Stream{nullptr, true}, adds<1, uint32_t>, 1, 32, 0, x.data(), y.data());
   expect_equal(x.read(), std::vector<uint32_t>(32, 2));
-  launch(Stream{nullptr, false}, never_waits, 1, 32, 0, x.data());
-  expect_contains(error_of([&] { launch(Stream{nullptr, true}, never_waits, 1, 32, 0, x.data()); }),
+  launch(Stream{}, never_waits, 1, 32, 0, z.data());
+  check(cudaDeviceSynchronize(), "waiting");
+  expect_contains(error_of([&] { launch(Stream{nullptr, true}, never_waits, 1, 32, 0, z.data()); }),
                   "never_waits: no thread said wait_for_previous()");
   cuda_emulation::reset();
   Buffer<uint32_t> ticket(1);
@@ -115,6 +125,44 @@ void check_programmatic_launches() {
                     launch(Stream{nullptr, true}, draws_before_waiting, 1, 32, 0, ticket.data());
                   }),
                   "take_ticket before wait_for_previous");
+}
+
+void check_overlap() {
+  cuda_emulation::machine().major = 9;
+  const Stream stream{nullptr, true};
+  Buffer<uint32_t> x(std::vector<uint32_t>(32, 1)), y(2), one(std::vector<uint32_t>{1});
+  const auto add = [&](bool programmatic) {
+    launch(Stream{nullptr, programmatic}, adds<1, uint32_t>, 1, 32, 0, x.data(), one.data());
+  };
+  const auto look = [&] {
+    launch(stream, looks, 1, 32, 0, x.data(), y.data(), false);
+    return y.read();
+  };
+  // A copy ended all: nothing can come late.
+  expect_equal(look(), {1u, 1u});
+  for (const bool programmatic : {false, true}) {
+    x.write(std::vector<uint32_t>(32, 1));
+    add(programmatic);
+    expect_equal(look(), {0xffffffffu, 2u});
+    // What the launch before the last one wrote may not be there either.
+    add(programmatic);
+    Buffer<uint32_t> z(1);
+    launch(stream, adds<1, uint32_t>, 1, 1, 0, z.data(), one.data());
+    expect_equal(look(), {0xffffffffu, 3u});
+    add(programmatic);
+    check(cudaStreamSynchronize(nullptr), "waiting");
+    expect_equal(look(), {4u, 4u});
+    // A launch without the attribute waits for all before it.
+    add(programmatic);
+    launch(Stream{}, nothing, 1, 1, 0);
+    expect_equal(look(), {5u, 5u});
+  }
+  expect_equal(x.read(), std::vector<uint32_t>(32, 5));
+  add(true);
+  const std::string error =
+      error_of([&] { launch(stream, looks, 1, 32, 0, x.data(), y.data(), true); });
+  expect_contains(error, "::looks, block (0, 0, 0)");
+  expect_contains(error, "writes before wait_for_previous()");
 }
 
 void check_graphs() {

@@ -9,6 +9,7 @@
 #include "emulation/execution.h"
 #include "emulation/variables.h"
 #include "names.h"
+#include "overlap.h"
 #include "sanitizers.h"
 #include "shared_memory.h"
 
@@ -183,7 +184,10 @@ std::string run_grid(const Grid& grid) {
     const size_t x = index % grid.grid.x, yz = index / grid.grid.x;
     block_index = {static_cast<unsigned>(x), static_cast<unsigned>(yz % grid.grid.y),
                    static_cast<unsigned>(yz / grid.grid.y)};
-    const std::string error = run_block(grid);
+    if (grid.programmatic) hide();
+    std::string error = run_block(grid);
+    const std::string early = reveal();  // of a block in which no thread waited
+    if (error.empty() && !early.empty()) error = located(block.threads[0], early);
     if (!error.empty()) return error;
   }
   // Else the launch after this one could begin before the one before it has ended.

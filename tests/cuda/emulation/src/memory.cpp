@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "emulation/control.h"
+#include "overlap.h"
 #include "sanitizers.h"
 #include "state.h"
 
@@ -74,6 +75,7 @@ cudaError_t release(void* address, MemoryKind kind) {
     runtime().bytes_held[found->second.device] -= rounded(found->second.bytes);
   }
   permit(address, found->second.bytes);
+  everything_has_ended();
   runtime().allocations.erase(found);
   std::free(address);
   return cudaSuccess;
@@ -97,6 +99,7 @@ DeviceAccess::~DeviceAccess() {
 }
 
 void free_device_memory(int device) {
+  everything_has_ended();
   auto& allocations = runtime().allocations;
   for (auto it = allocations.begin(); it != allocations.end();) {
     if (it->second.device == device && it->second.kind == MemoryKind::kDevice) {
@@ -199,6 +202,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   if (width == 0 || height == 0) return cudaSuccess;
   if (width > to_pitch || width > from_pitch) return report(cudaErrorInvalidValue);
   return enqueue(stream, [=] {
+    everything_has_ended();
     auto* target = static_cast<unsigned char*>(to);
     const auto* source = static_cast<const unsigned char*>(from);
     for (size_t row = 0; row < height; ++row, target += to_pitch, source += from_pitch) {
@@ -219,6 +223,7 @@ cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t
   CUDA_EMULATION_ENTER();
   if (bytes == 0) return cudaSuccess;
   return enqueue(stream, [=] {
+    everything_has_ended();
     if (side_of(address, bytes) != Side::kDevice) return report(cudaErrorInvalidValue);
     std::memset(address, value, bytes);
     return cudaSuccess;
@@ -236,7 +241,6 @@ void cuda_emulation::reset() {
   for (int device = 0; device < 64; ++device) free_device_memory(device);
   for (auto& [handle, stream] : runtime().streams) delete stream;
   runtime().streams.clear();
-  runtime().allowed_shared.clear();
   runtime().broken = false;
   runtime().failure.clear();
   current_device() = 0;

@@ -5,6 +5,7 @@
 #include "emulation/control.h"
 #include "emulation/execution.h"
 #include "names.h"
+#include "overlap.h"
 #include "state.h"
 
 struct CUevent_st {
@@ -81,7 +82,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   CUDA_EMULATION_ENTER();
   CUstream_st* stream = nullptr;
   if (const cudaError_t error = find_stream(handle, &stream)) return error;
-  if (stream == nullptr || !stream->capturing) return cudaSuccess;
+  if (stream == nullptr || !stream->capturing) {
+    everything_has_ended();
+    return cudaSuccess;
+  }
   stream->invalidated = true;
   return report(cudaErrorStreamCaptureUnsupported);
 }
@@ -90,6 +94,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) { return cudaStreamSynchronize(
 
 cudaError_t cudaDeviceSynchronize() {
   CUDA_EMULATION_ENTER();
+  everything_has_ended();
   return refuse_while_capturing();
 }
 
@@ -211,9 +216,11 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t handle) {
   CUDA_EMULATION_ENTER();
   const auto nodes = exec->graph.nodes;
   return enqueue(handle, [nodes] {
+    everything_has_ended();
     for (const auto& node : nodes) {
       if (const cudaError_t error = node()) return error;
     }
+    everything_has_ended();
     return cudaSuccess;
   });
 }
@@ -235,6 +242,7 @@ cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void*
   if (stream != nullptr && stream->device != current_device()) {
     return report(cudaErrorInvalidResourceHandle);
   }
+  if (!is_device(current_device())) return report(cudaErrorNoDevice);
   const dim3 grid = config.gridDim, block = config.blockDim;
   const size_t n_threads = size_t{block.x} * block.y * block.z;
   if (n_threads == 0 || block.x > kMostThreads || block.y > kMostThreads ||
@@ -245,6 +253,7 @@ cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void*
   size_t allowed = 48 * 1024;
   const auto found = runtime().allowed_shared.find({current_device(), kernel});
   if (found != runtime().allowed_shared.end()) allowed = found->second;
+  if (allowed > machine().most_shared_bytes()) allowed = machine().most_shared_bytes();
   if (config.dynamicSmemBytes > allowed || argument_bytes > kMostArgumentBytes) {
     return report(cudaErrorInvalidValue);
   }
@@ -256,7 +265,10 @@ cudaError_t cuda_emulation::launch(const cudaLaunchConfig_t& config, const void*
   }
   Grid work{kernel, grid, block, config.dynamicSmemBytes, programmatic, std::move(body)};
   return enqueue(config.stream, [work] {
+    if (!work.programmatic) everything_has_ended();
+    begin_writes();
     const std::string failure = run_grid(work);
+    end_writes();
     ++runtime().launches;
     if (failure.empty()) return cudaSuccess;
     runtime().broken = true;

@@ -9,6 +9,7 @@
 #include "block.h"
 #include "emulation/variables.h"
 #include "names.h"
+#include "overlap.h"
 
 namespace cuda_emulation {
 
@@ -111,9 +112,11 @@ void fail(std::string message, const Place& place) {
   leave_fiber(self.fiber, block.scheduler);
 }
 
-void note_wait() {
+void note_wait(const Place& place) {
   current_thread("wait_for_previous").has_waited = true;
   block.has_waited = true;
+  std::string error = reveal();
+  if (!error.empty()) fail(std::move(error), place);
 }
 
 void require_wait(const char* operation, const Place& place) {

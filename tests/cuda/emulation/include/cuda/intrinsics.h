@@ -106,7 +106,9 @@ void load_matrix_x4_trans(uint32_t (&r)[4], const void* shared_row,
 
 uint4 load_streamed(const uint4* address, const Place& place = Place::current());
 
-inline void wait_for_previous() { cuda_emulation::note_wait(); }
+inline void wait_for_previous(const Place& place = Place::current()) {
+  cuda_emulation::note_wait(place);
+}
 inline void let_next_start() {}
 inline void fence() {}
 

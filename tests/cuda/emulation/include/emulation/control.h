@@ -26,7 +26,8 @@ Machine& machine();
 // Order of fibers and blocks. 0: ascending; others draw it. Takes effect at the next launch.
 uint64_t& seed();
 
-// As if the process began: no error, nothing allocated, device 0, no stream capturing.
+// As if the process began: no error, nothing allocated, device 0, no stream. What kernels were
+// allowed stays: callers remember it.
 void reset();
 
 // Launches that ran so far, those of replayed graphs included.

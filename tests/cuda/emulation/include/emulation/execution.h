@@ -54,7 +54,7 @@ void close_copy_group();
 void wait_for_copies(size_t n_pending);
 
 // The thread has said wait_for_previous().
-void note_wait();
+void note_wait(const Place& place);
 // An error unless the thread has said so, or the launch is not programmatic.
 void require_wait(const char* operation, const Place& place);
 

@@ -1,9 +1,10 @@
-// Attention for a few tokens: split over the positions, all query heads of a KV head together.
+// Attention for a few tokens: split over the positions, query rows of a KV head together.
 //
-// A block holds one token, one KV head (with up to kGroup of its query heads) and one split of
-// kSplit positions: each of its warps kWarpKeys of them, scores first, then values. Blocks of a
-// token and head leave their states in scratch; the last one to arrive folds them. Everything is
-// f32; which sums are taken in which order depends on the position alone.
+// A block holds one KV head, one split of kSplit positions and up to kQueries query rows: heads of
+// the KV head's group, of one token or of several of a sequence that follow each other. Each of its
+// warps takes kWarpKeys positions, scores first, then values. Blocks of the same rows leave their
+// states in scratch; the last one to arrive folds them. Everything is f32; a row's sums are taken
+// in an order that depends on its position alone, not on the rows beside it.
 #include <algorithm>
 
 #include "cuda/attention.h"
@@ -19,8 +20,8 @@ constexpr int kThreads = kDecodeThreads;
 constexpr int kWarps = kDecodeWarps;
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
-// Tokens of a launch: bounds the scratch.
-constexpr int64_t kLaunchTokens = 16;
+// Bounds on the scratch: tokens of a launch, and states unless one token needs more.
+constexpr int64_t kLaunchTokens = 16, kLaunchStates = 65536;
 
 struct Decode {
   AttendArgs attend;
@@ -28,33 +29,53 @@ struct Decode {
   float* sums;
   uint32_t* tickets;  // u32 [n_tokens, n_kv_heads * passes]
   int n_splits;
-  int group;   // query heads of a KV head
-  int passes;  // over them
+  int group;        // query heads of a KV head
+  int passes;       // over them
+  int tile_tokens;  // that a block takes together; 1 if there are several passes
 };
 
-// The query heads of a block, at most kGroup.
-struct Heads {
-  int first, n;
-  int kv_head;
-};
-
-template <int kGroup>
-__device__ __forceinline__ Heads heads_of(const Decode& args) {
-  const int item = static_cast<int>(blockIdx.y);
-  const int kv_head = args.passes == 1 ? item : item / args.passes;
-  const int done = (item - kv_head * args.passes) * kGroup;
-  return {kv_head * args.group + done, min(args.group - done, kGroup), kv_head};
+// The tokens from this one on that its block takes together; 0 if the block of an earlier one does.
+__device__ __forceinline__ int tokens_of_block(const Decode& args, int token, int32_t sequence) {
+  if (args.tile_tokens == 1) return 1;
+  const int32_t* sequences = args.attend.tokens.sequence_of_token;
+  const int last = static_cast<int>(args.attend.tokens.n_tokens) - 1;
+  int before = 0, n = 1;
+#pragma unroll
+  for (int i = 1; i < kLaunchTokens; ++i) {
+    const bool same = token >= i && sequences[max(token - i, 0)] == sequence;
+    if (same && before == i - 1) before = i;
+  }
+  if (before % args.tile_tokens != 0) return 0;
+#pragma unroll
+  for (int i = 1; i < kMostQueries; ++i) {
+    const bool same = token + i <= last && sequences[min(token + i, last)] == sequence;
+    if (same && n == i && i < args.tile_tokens) n = i + 1;
+  }
+  return n;
 }
 
-// Folds the first n_splits states of head `head` into `out`, by the whole block. Warp w takes
+// `n_keys`: that the first token sees.
+template <class Shape>
+__device__ __forceinline__ Queries queries_of(const Decode& args, int token, int n_tokens,
+                                              int kv_head, int pass, int n_keys) {
+  const int done = pass * Shape::kQueries, heads = min(args.group - done, Shape::kQueries);
+  return {.first = token * args.attend.n_heads + kv_head * args.group + done,
+          .n_heads = args.attend.n_heads,
+          .n = n_tokens * heads,
+          .heads = heads,
+          .reciprocal = n_tokens == 1 ? 0 : (63 + heads) / heads,
+          .n_keys = n_keys};
+}
+
+// Folds the first n_splits states of query row `row` into `out`, by the whole block. Warp w takes
 // splits w, w + kWarps, ...; the warps' sums are added in ascending order.
 template <class Shape>
-__device__ __forceinline__ void fold_splits(const Decode& args, int64_t head, int n_splits,
+__device__ __forceinline__ void fold_splits(const Decode& args, int64_t row, int n_splits,
                                             int head_dim, SharedState<Shape>& shared, float* out) {
   constexpr int kPairs = (Shape::kMostDim + 63) / 64;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const auto* sums = reinterpret_cast<const float2*>(args.sums) + head * args.n_splits;
-  const float* states = args.states + head * args.n_splits * head_dim;
+  const auto* sums = reinterpret_cast<const float2*>(args.sums) + row * args.n_splits;
+  const float* states = args.states + row * args.n_splits * head_dim;
   float largest = -INFINITY;
   for (int s = lane(); s < n_splits; s += 32) largest = fmaxf(largest, sums[s].x);
   for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
@@ -93,46 +114,48 @@ __device__ __forceinline__ void fold_splits(const Decode& args, int64_t head, in
   }
 }
 
-// Factors by which a block's warps are brought to one maximum, by a thread per head. Warps from
-// n_warps on had no keys and have left nothing.
+// Factors by which a block's warps are brought to one maximum, by a thread per query row. Warps
+// from n_warps on had no keys and have left nothing.
 template <class Shape>
-__device__ __forceinline__ void weigh_warps(int head, int n_warps, SharedState<Shape>& shared) {
-  float largest = shared.largest[0][head];
+__device__ __forceinline__ void weigh_warps(int query, int n_warps, SharedState<Shape>& shared) {
+  float largest = shared.largest[0][query];
   for (int w = 1; w < kWarps; ++w) {
-    if (w < n_warps) largest = fmaxf(largest, shared.largest[w][head]);
+    if (w < n_warps) largest = fmaxf(largest, shared.largest[w][query]);
   }
   float sum = 0.0f;
   for (int w = 0; w < kWarps; ++w) {
     if (w >= n_warps) continue;
-    const float factor = exp_of(shared.largest[w][head] - largest);
-    shared.factors[w][head] = factor;
-    sum = fmaf(shared.sums[w][head], factor, sum);
+    // A warp whose keys the row does not see adds nothing; a row may see none of the split's.
+    const float of_warp = shared.largest[w][query];
+    const float factor = of_warp == -INFINITY ? 0.0f : exp_of(of_warp - largest);
+    shared.factors[w][query] = factor;
+    sum = fmaf(shared.sums[w][query], factor, sum);
   }
-  shared.block_largest[head] = largest;
-  shared.block_sums[head] = sum;
+  shared.block_largest[query] = largest;
+  shared.block_sums[query] = sum;
 }
 
 // Adds up the warps' values: the result if the split is the only one, else its state.
 template <class Shape>
-__device__ __forceinline__ void store_split(const Decode& args, int64_t head, int h, int n_warps,
+__device__ __forceinline__ void store_split(const Decode& args, int64_t row, int i, int n_warps,
                                             bool is_only, int head_dim,
                                             const SharedState<Shape>& shared) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t state = head * args.n_splits + blockIdx.z;
+  const int64_t state = row * args.n_splits + blockIdx.z;
   for (int d = thread; d < head_dim; d += kThreads) {
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) {
-      if (w < n_warps) sum = fmaf(shared.values[w][h][d], shared.factors[w][h], sum);
+      if (w < n_warps) sum = fmaf(shared.values[w][i][d], shared.factors[w][i], sum);
     }
     if (is_only) {
-      args.attend.out[head * head_dim + d] = sum / shared.block_sums[h];
+      args.attend.out[row * head_dim + d] = sum / shared.block_sums[i];
     } else {
       args.states[state * head_dim + d] = sum;
     }
   }
   if (!is_only && thread == 0) {
     reinterpret_cast<float2*>(args.sums)[state] =
-        make_float2(shared.block_largest[h], shared.block_sums[h]);
+        make_float2(shared.block_largest[i], shared.block_sums[i]);
   }
 }
 
@@ -143,31 +166,36 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
   let_next_start();
   const AttendArgs& attend = args.attend;
   const KvLayerView& cache = attend.cache;
-  const int64_t token = blockIdx.x;
+  const int token = static_cast<int>(blockIdx.x);
   const int first_key = static_cast<int>(blockIdx.z) * kSplit;
-  const int n_keys = attend.tokens.positions[token] + 1;
+  const int32_t position = attend.tokens.positions[token];
   const int32_t sequence = attend.tokens.sequence_of_token[token];
-  if (n_keys <= first_key) return;
+  const int n_tokens = tokens_of_block(args, token, sequence);
+  const int n_keys = position + n_tokens;  // of the last token
+  if (n_tokens == 0 || n_keys <= first_key) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int head_dim = Shape::kExact ? Shape::kMostDim : static_cast<int>(cache.head_dim);
-  const Heads heads = heads_of<Shape::kGroup>(args);
-  const int64_t first_head = token * attend.n_heads + heads.first;
+  const int item = static_cast<int>(blockIdx.y);
+  const int kv_head = args.passes == 1 ? item : item / args.passes;
+  const Queries queries =
+      queries_of<Shape>(args, token, n_tokens, kv_head, item - kv_head * args.passes, position + 1);
   const int warp_key = first_key + warp * kWarpKeys;
   if (warp_key < n_keys) {
     const int32_t* table = attend.tokens.block_tables + sequence * attend.tokens.max_blocks;
-    const int64_t row =
-        cache_row(cache, table[warp_key / kBlock], heads.kv_head, warp_key % kBlock);
-    attend_keys<Shape>(attend, first_head, heads.n, row, min(n_keys - warp_key, kWarpKeys), warp,
+    const int64_t row = cache_row(cache, table[warp_key / kBlock], kv_head, warp_key % kBlock);
+    attend_keys<Shape>(attend, queries, row, warp_key, min(n_keys - warp_key, kWarpKeys), warp,
                        shared);
   }
   sync_block();
   const int n_warps = min((n_keys - first_key + kWarpKeys - 1) / kWarpKeys, kWarps);
-  if (thread < Shape::kGroup) weigh_warps(thread, n_warps, shared);
+  if (thread < Shape::kQueries) weigh_warps(thread, n_warps, shared);
   sync_block();
-  const int n_splits = (n_keys + kSplit - 1) / kSplit;
-  for (int h = 0; h < heads.n; ++h) {
-    store_split(args, first_head + h, h, n_warps, n_splits == 1, head_dim, shared);
+  for (int i = 0; i < queries.n; ++i) {
+    if (queries.keys(i) <= first_key) continue;
+    const bool is_only = queries.keys(i) <= kSplit;
+    store_split(args, queries.row(i), i, n_warps, is_only, head_dim, shared);
   }
+  const int n_splits = (n_keys + kSplit - 1) / kSplit;
   if (n_splits == 1) return;
   sync_block();
   if (thread == 0) {
@@ -177,34 +205,40 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
   }
   sync_block();
   if (!shared.is_last) return;
-  for (int h = 0; h < heads.n; ++h) {
-    fold_splits(args, first_head + h, n_splits, head_dim, shared,
-                attend.out + (first_head + h) * head_dim);
+  for (int i = 0; i < queries.n; ++i) {
+    const int of_row = (queries.keys(i) + kSplit - 1) / kSplit;
+    if (of_row == 1) continue;
+    fold_splits(args, queries.row(i), of_row, head_dim, shared,
+                attend.out + queries.row(i) * head_dim);
   }
 }
 
-template <class Piece, int kLanes, int kPieces, int kGroup>
+template <class Piece, int kLanes, int kPieces, int kQueries>
 void launch_splits(const Stream& stream, Decode args) {
-  args.passes = (args.group + kGroup - 1) / kGroup;
+  args.passes = (args.group + kQueries - 1) / kQueries;
+  if (args.passes > 1) args.tile_tokens = 1;
   const dim3 grid(static_cast<unsigned>(args.attend.tokens.n_tokens),
                   static_cast<unsigned>(args.attend.cache.n_kv_heads * args.passes),
                   static_cast<unsigned>(args.n_splits));
-  launch(stream, attend_split<RowShape<Piece, kLanes, kPieces, kGroup>>, grid, dim3(kThreads), 0,
+  launch(stream, attend_split<RowShape<Piece, kLanes, kPieces, kQueries>>, grid, dim3(kThreads), 0,
          args);
 }
 
 // head_dim 64 and 128.
 template <class Piece, int kLanes>
-void launch_exact(const Stream& stream, const Decode& args) {
-  if (args.group == 1) return launch_splits<Piece, kLanes, 1, 1>(stream, args);
-  if (args.group == 2) return launch_splits<Piece, kLanes, 1, 2>(stream, args);
-  if (args.group <= 4) return launch_splits<Piece, kLanes, 1, 4>(stream, args);
-  launch_splits<Piece, kLanes, 1, 8>(stream, args);
+void launch_exact(const Stream& stream, Decode args) {
+  args.tile_tokens = std::clamp(kMostQueries / args.group, 1, args.tile_tokens);
+  const int queries = args.tile_tokens * args.group;
+  if (queries == 1) return launch_splits<Piece, kLanes, 1, 1>(stream, args);
+  if (queries == 2) return launch_splits<Piece, kLanes, 1, 2>(stream, args);
+  if (queries <= 4) return launch_splits<Piece, kLanes, 1, 4>(stream, args);
+  launch_splits<Piece, kLanes, 1, kMostQueries>(stream, args);
 }
 
 template <class Piece, int kPieces>
-void launch_pieces(const Stream& stream, const Decode& args) {
-  if (args.group == 1) return launch_splits<Piece, 32, kPieces, 1>(stream, args);
+void launch_pieces(const Stream& stream, Decode args) {
+  args.tile_tokens = std::clamp(4 / args.group, 1, args.tile_tokens);
+  if (args.tile_tokens * args.group == 1) return launch_splits<Piece, 32, kPieces, 1>(stream, args);
   launch_splits<Piece, 32, kPieces, 4>(stream, args);
 }
 
@@ -232,38 +266,47 @@ void launch_of_type(const Stream& stream, const Decode& args) {
 
 int64_t splits_of(int64_t context) { return (context + kSplit - 1) / kSplit; }
 
-int64_t rows_of(int64_t n_tokens, int64_t n_heads, int64_t context) {
-  return std::min(n_tokens, kLaunchTokens) * n_heads * splits_of(context);
+// Tokens that a launch may take.
+int64_t launch_tokens(int64_t n_heads, int64_t context) {
+  return std::clamp(kLaunchStates / (n_heads * splits_of(context)), int64_t{1}, kLaunchTokens);
+}
+
+// States of any launch for so many tokens and positions, or for fewer.
+int64_t most_states(int64_t n_tokens, int64_t n_heads, int64_t context) {
+  const int64_t of_token = n_heads * splits_of(context);
+  return std::max(std::min(std::min(n_tokens, kLaunchTokens) * of_token, kLaunchStates), of_token);
 }
 
 }  // namespace
 
 int64_t decode_states(int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t context) {
-  return rows_of(n_tokens, n_heads, context) * (head_dim + 2);
+  return most_states(n_tokens, n_heads, context) * (head_dim + 2);
 }
 
-int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t) {
+int64_t decode_tickets(int64_t n_tokens, int64_t n_heads) {
   return std::min(n_tokens, kLaunchTokens) * n_heads;
 }
 
 void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScratch& scratch,
-                   int64_t context) {
+                   int64_t context, int64_t run) {
   const int64_t n_tokens = args.tokens.n_tokens, head_dim = args.cache.head_dim;
-  for (int64_t begin = 0; begin < n_tokens; begin += kLaunchTokens) {
+  const int64_t most = launch_tokens(args.n_heads, context);
+  for (int64_t begin = 0; begin < n_tokens; begin += most) {
     Decode part{.attend = args,
                 .states = scratch.states,
                 .sums = nullptr,
                 .tickets = scratch.tickets,
                 .n_splits = static_cast<int>(splits_of(context)),
                 .group = static_cast<int>(args.n_heads / args.cache.n_kv_heads),
-                .passes = 1};
-    part.attend.tokens.n_tokens = std::min(n_tokens - begin, kLaunchTokens);
-    part.attend.tokens.positions += begin;
-    part.attend.tokens.sequence_of_token += begin;
+                .passes = 1,
+                .tile_tokens = static_cast<int>(std::clamp(run, int64_t{1}, kLaunchTokens))};
+    TokenView& tokens = part.attend.tokens;
+    tokens.n_tokens = std::min(n_tokens - begin, most);
+    tokens.positions += begin;
+    tokens.sequence_of_token += begin;
     part.attend.q += begin * args.n_heads * head_dim;
     part.attend.out += begin * args.n_heads * head_dim;
-    part.sums =
-        part.states + rows_of(part.attend.tokens.n_tokens, args.n_heads, context) * head_dim;
+    part.sums = part.states + tokens.n_tokens * args.n_heads * part.n_splits * head_dim;
     launch_of_type(stream, part);
   }
 }

@@ -18,18 +18,17 @@ struct Scratch {
       : states(static_cast<size_t>(
             cuda::decode_states(n_tokens, shape.n_heads, shape.head_dim, context))),
         tickets(std::vector<uint32_t>(
-            static_cast<size_t>(cuda::decode_tickets(n_tokens, shape.n_heads, shape.n_kv_heads)))) {
-  }
+            static_cast<size_t>(cuda::decode_tickets(n_tokens, shape.n_heads)))) {}
   cuda::DecodeScratch view() { return {states.data(), tickets.data()}; }
 
   DeviceArray<float> states;
   DeviceArray<uint32_t> tickets;
 };
 
-std::vector<float> decode(const Step& step, int64_t context) {
+std::vector<float> decode(const Step& step, int64_t context, int64_t run = 1) {
   DeviceStep device(step);
   Scratch scratch(step.shape, step.n_tokens(), context);
-  cuda::attend_decode(stream(), device.attend_args(), scratch.view(), context);
+  cuda::attend_decode(stream(), device.attend_args(), scratch.view(), context, run);
   const std::vector<uint32_t> tickets = scratch.tickets.get();
   expect(std::accumulate(tickets.begin(), tickets.end(), 0u) == 0, "tickets are left");
   expect(device.fault.get()[0] == 0, "a fault was raised");
@@ -77,12 +76,34 @@ void test_odd_shapes() {
   }
 }
 
-// Several tokens of a sequence, as in speculation, and more than a launch takes.
-void test_many_tokens() {
+// Several tokens of a sequence, as in speculation, and more than a launch takes: the same bits
+// however many of them a block takes together.
+void test_runs() {
+  const std::vector<Part> few = {{125, 6}, {0, 3}, {255, 2}, {62, 4}}, many = {{120, 20}, {3, 19}};
   uint32_t seed = 80;
   for (const KvType type : kTypes) {
-    expect_right({type, 64, 4, 2}, {{125, 6}, {0, 3}, {62, 4}}, seed++);
-    expect_right({type, 48, 2, 2}, {{120, 20}, {3, 19}}, seed++);
+    for (const Shape& shape : {Shape{type, 64, 4, 2}, Shape{type, 128, 1, 1}, Shape{type, 48, 1, 1},
+                               Shape{type, 64, 6, 2}, Shape{type, 8, 12, 1}}) {
+      Step step = make_step(shape, shape.n_heads == 1 ? few : many, seed++);
+      append_on_host(step);
+      const std::vector<float> alone = decode(step);
+      expect_close(alone, decode_reference(step), describe(shape));
+      for (const int64_t run : {2, 3, 6, 20}) {
+        expect_equal(decode(step, context_of(step), run), alone,
+                     describe(shape) + ": runs of " + std::to_string(run));
+      }
+    }
+  }
+}
+
+// Contexts for which the scratch holds few tokens at a time.
+void test_long_contexts() {
+  const Shape shape{KvType::kF16, 8, 64, 64};
+  Step step = make_step(shape, {{20, 3}, {200, 2}}, 99);
+  append_on_host(step);
+  const std::vector<float> expected = decode(step);
+  for (const int64_t context : {40000, 70000}) {
+    expect_equal(decode(step, context, 3), expected, "context " + std::to_string(context));
   }
 }
 
@@ -133,7 +154,7 @@ void test_replay() {
   cuda::check(cudaStreamCreate(&handle), "stream");
   cuda::AttendArgs args = device.attend_args();
   cuda::check(cudaStreamBeginCapture(handle, cudaStreamCaptureModeThreadLocal), "capture");
-  cuda::attend_decode({.handle = handle, .programmatic = true}, args, scratch.view(), context);
+  cuda::attend_decode({.handle = handle, .programmatic = true}, args, scratch.view(), context, 1);
   cuda::check(cudaStreamEndCapture(handle, &graph), "end of capture");
   cuda::check(cudaGraphInstantiate(&replayed, graph, 0), "graph");
   cuda::check(cudaGraphLaunch(replayed, handle), "replay");
@@ -157,7 +178,8 @@ const Registered kPositionsF32{"decode_positions_f32", test_positions_f32};
 const Registered kPositionsF16{"decode_positions_f16", test_positions_f16};
 const Registered kPositionsInt8{"decode_positions_int8", test_positions_int8};
 const Registered kOddShapes{"decode_odd_shapes", test_odd_shapes};
-const Registered kManyTokens{"decode_many_tokens", test_many_tokens};
+const Registered kRuns{"decode_runs", test_runs};
+const Registered kLongContexts{"decode_long_contexts", test_long_contexts};
 const Registered kIndependence{"decode_independence", test_independence};
 const Registered kReplay{"decode_replay", test_replay};
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__) || !defined(__linux__)
+#if !defined(__x86_64__) || !defined(__linux__) || defined(CUDA_EMULATION_PORTABLE)
 #include <ucontext.h>
 #define CUDA_EMULATION_UCONTEXT 1
 #endif

@@ -21,7 +21,8 @@ constexpr int kWarps = kDecodeWarps;
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
 // Bounds on the scratch: tokens of a launch, and states unless one token needs more.
-constexpr int64_t kLaunchTokens = 16, kLaunchStates = 65536;
+constexpr int64_t kLaunchTokens = 32, kLaunchStates = 65536;
+static_assert(kLaunchTokens <= 32);  // tokens_of_block()
 
 struct Decode {
   AttendArgs attend;
@@ -39,19 +40,16 @@ __device__ __forceinline__ int tokens_of_block(const Decode& args, int token, in
   if (args.tile_tokens == 1) return 1;
   const int32_t* sequences = args.attend.tokens.sequence_of_token;
   const int last = static_cast<int>(args.attend.tokens.n_tokens) - 1;
-  int before = 0, n = 1;
-#pragma unroll
-  for (int i = 1; i < kLaunchTokens; ++i) {
-    const bool same = token >= i && sequences[max(token - i, 0)] == sequence;
-    if (same && before == i - 1) before = i;
+  // How many tokens of the sequence stand before, and behind: a neighbour per lane, the nearest
+  // one of another sequence.
+  const int earlier = token - 1 - lane(), later = token + 1 + lane();
+  int before = earlier >= 0 && sequences[max(earlier, 0)] == sequence ? 32 : lane();
+  int behind = later <= last && sequences[min(later, last)] == sequence ? 32 : lane();
+  for (int mask = 16; mask > 0; mask /= 2) {
+    before = min(before, shuffle_xor(before, mask));
+    behind = min(behind, shuffle_xor(behind, mask));
   }
-  if (before % args.tile_tokens != 0) return 0;
-#pragma unroll
-  for (int i = 1; i < kMostQueries; ++i) {
-    const bool same = token + i <= last && sequences[min(token + i, last)] == sequence;
-    if (same && n == i && i < args.tile_tokens) n = i + 1;
-  }
-  return n;
+  return before % args.tile_tokens == 0 ? min(1 + behind, args.tile_tokens) : 0;
 }
 
 // `n_keys`: that the first token sees.
@@ -283,7 +281,7 @@ int64_t decode_states(int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64
   return most_states(n_tokens, n_heads, context) * (head_dim + 2);
 }
 
-int64_t decode_tickets(int64_t n_tokens, int64_t n_heads) {
+int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t) {
   return std::min(n_tokens, kLaunchTokens) * n_heads;
 }
 

@@ -65,67 +65,133 @@ __device__ __forceinline__ Queries queries_of(const Decode& args, int token, int
           .n_keys = n_keys};
 }
 
-// Folds the first n_splits states of query row `row` into `out`, by the whole block. Warp w takes
-// splits w, w + kWarps, ...; the warps' sums are added in ascending order.
+__device__ __forceinline__ int splits_of_keys(int n_keys) { return (n_keys + kSplit - 1) / kSplit; }
+
+// States of a few splits of a row, as one lane holds them: kSide splits of its warp's.
 template <class Shape>
-__device__ __forceinline__ void fold_splits(const Decode& args, int64_t row, int n_splits,
-                                            int head_dim, SharedState<Shape>& shared, float* out) {
-  constexpr int kPairs = (Shape::kMostDim + 63) / 64;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const auto* sums = reinterpret_cast<const float2*>(args.sums) + row * args.n_splits;
-  const float* states = args.states + row * args.n_splits * head_dim;
-  float largest = -INFINITY;
-  for (int s = lane(); s < n_splits; s += 32) largest = fmaxf(largest, sums[s].x);
-  for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
-  float l = 0.0f;
-  float2 acc[kPairs];
-  for (int i = 0; i < kPairs; ++i) acc[i] = make_float2(0.0f, 0.0f);
-#pragma unroll 4
-  for (int s = warp; s < n_splits; s += kWarps) {
-    const float2 state = sums[s];
-    const float factor = exp_of(state.x - largest);
-    l = fmaf(state.y, factor, l);
-    for (int i = 0; i < kPairs; ++i) {
-      const int column = 2 * (lane() + 32 * i);
-      if (column >= head_dim) continue;
-      const float2 value = *reinterpret_cast<const float2*>(states + s * head_dim + column);
-      acc[i].x = fmaf(value.x, factor, acc[i].x);
-      acc[i].y = fmaf(value.y, factor, acc[i].y);
+struct LaneStates {
+  static constexpr int kSide = 8;
+  static constexpr int kPairs = (Shape::kMostDim + 63) / 64;  // of columns, 64 apart
+
+  float2 softmax[kSide];  // m and l
+  float2 values[kSide][kPairs];
+
+  __device__ __forceinline__ void load(const Decode& args, int64_t row, int first, int n,
+                                       int head_dim) {
+#pragma unroll
+    for (int j = 0; j < kSide; ++j) {
+      const int split = first + j * kWarps;
+      const int64_t state = row * args.n_splits + split;
+      softmax[j] = split < n ? reinterpret_cast<const float2*>(args.sums)[state]
+                             : make_float2(-INFINITY, 0.0f);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const int column = 2 * (lane() + 32 * i);
+        values[j][i] =
+            split < n && column < head_dim
+                ? *reinterpret_cast<const float2*>(args.states + state * head_dim + column)
+                : make_float2(0.0f, 0.0f);
+      }
     }
   }
-  sync_block();  // shared memory is free
-  for (int i = 0; i < kPairs; ++i) {
-    const int column = 2 * (lane() + 32 * i);
-    if (column >= head_dim) continue;
-    shared.values[warp][0][column] = acc[i].x;
-    shared.values[warp][0][column + 1] = acc[i].y;
-  }
-  if (lane() == 0) shared.sums[warp][0] = l;
-  sync_block();
-  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
-    float total = shared.values[0][0][d], sum = shared.sums[0][0];
-    for (int w = 1; w < kWarps; ++w) {
-      total += shared.values[w][0][d];
-      sum += shared.sums[w][0];
-    }
-    out[d] = total / sum;
+};
+
+// The largest score of each of the block's rows, over all splits, into shared.block_largest.
+template <class Shape>
+__device__ __forceinline__ void find_largest(const Decode& args, const Queries& queries,
+                                             SharedState<Shape>& shared) {
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < queries.n; i += kWarps) {
+    const int n = splits_of_keys(queries.keys(i));
+    const auto* softmax =
+        reinterpret_cast<const float2*>(args.sums) + queries.row(i) * args.n_splits;
+    float largest = -INFINITY;
+    for (int s = lane(); n > 1 && s < n; s += 32) largest = fmaxf(largest, softmax[s].x);
+    for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
+    if (lane() == 0) shared.block_largest[i] = largest;
   }
 }
 
-// Factors by which a block's warps are brought to one maximum, by a thread per query row. Warps
-// from n_warps on had no keys and have left nothing.
+// Folds the states of the block's rows that have several, into the result. Warp w takes splits w,
+// w + kWarps, ...; the warps' sums are added in ascending order.
+template <class Shape>
+__device__ __forceinline__ void fold_rows(const Decode& args, const Queries& queries, int head_dim,
+                                          SharedState<Shape>& shared) {
+  using States = LaneStates<Shape>;
+  constexpr int kPairs = States::kPairs;
+  constexpr int kRows = Shape::kQueries == kMostQueries ? 2 : 1;  // side by side
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  find_largest(args, queries, shared);
+  sync_block();
+  for (int row = 0; row < queries.n; row += kRows) {
+    const int n = splits_of_keys(queries.keys(min(row + kRows, queries.n) - 1));
+    float l[kRows] = {};
+    float2 acc[kRows][kPairs] = {};
+    for (int first = warp; first < n; first += States::kSide * kWarps) {
+      States states[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int of_row = row + r < queries.n ? splits_of_keys(queries.keys(row + r)) : 1;
+        states[r].load(args, queries.row(row + r), first, of_row == 1 ? 0 : of_row, head_dim);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float largest = shared.block_largest[min(row + r, queries.n - 1)];
+#pragma unroll
+        for (int j = 0; j < States::kSide; ++j) {
+          const float2 softmax = states[r].softmax[j];
+          const float factor = softmax.x == -INFINITY ? 0.0f : exp_of(softmax.x - largest);
+          l[r] = fmaf(softmax.y, factor, l[r]);
+#pragma unroll
+          for (int i = 0; i < kPairs; ++i) {
+            acc[r][i].x = fmaf(states[r].values[j][i].x, factor, acc[r][i].x);
+            acc[r][i].y = fmaf(states[r].values[j][i].y, factor, acc[r][i].y);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= queries.n) continue;
+      for (int i = 0; i < kPairs; ++i) {
+        const int column = 2 * (lane() + 32 * i);
+        if (column >= head_dim) continue;
+        shared.values[warp][row + r][column] = acc[r][i].x;
+        shared.values[warp][row + r][column + 1] = acc[r][i].y;
+      }
+      if (lane() == 0) shared.sums[warp][row + r] = l[r];
+    }
+  }
+  sync_block();
+  for (int i = 0; i < queries.n; ++i) {
+    if (queries.keys(i) <= kSplit) continue;
+    for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
+      float total = shared.values[0][i][d], sum = shared.sums[0][i];
+      for (int w = 1; w < kWarps; ++w) {
+        total += shared.values[w][i][d];
+        sum += shared.sums[w][i];
+      }
+      args.attend.out[queries.row(i) * head_dim + d] = total / sum + 0.0f;
+    }
+  }
+}
+
+// Warps of the block that have keys of row i.
+__device__ __forceinline__ int warps_of_row(const Queries& queries, int i, int first_key) {
+  return min((queries.keys(i) - first_key + kWarpKeys - 1) / kWarpKeys, kWarps);
+}
+
+// Factors by which the warps are brought to one maximum, by a thread per query row. Warps that have
+// no keys of it have left nothing.
 template <class Shape>
 __device__ __forceinline__ void weigh_warps(int query, int n_warps, SharedState<Shape>& shared) {
-  float largest = shared.largest[0][query];
-  for (int w = 1; w < kWarps; ++w) {
+  float largest = -INFINITY;
+  for (int w = 0; w < kWarps; ++w) {
     if (w < n_warps) largest = fmaxf(largest, shared.largest[w][query]);
   }
   float sum = 0.0f;
   for (int w = 0; w < kWarps; ++w) {
     if (w >= n_warps) continue;
-    // A warp whose keys the row does not see adds nothing; a row may see none of the split's.
-    const float of_warp = shared.largest[w][query];
-    const float factor = of_warp == -INFINITY ? 0.0f : exp_of(of_warp - largest);
+    const float factor = exp_of(shared.largest[w][query] - largest);
     shared.factors[w][query] = factor;
     sum = fmaf(shared.sums[w][query], factor, sum);
   }
@@ -133,20 +199,22 @@ __device__ __forceinline__ void weigh_warps(int query, int n_warps, SharedState<
   shared.block_sums[query] = sum;
 }
 
-// Adds up the warps' values: the result if the split is the only one, else its state.
+// Adds up the warps' values of row i: the result if the split is the only one, else its state. A
+// result of -0 becomes +0: which it is may depend on the keys of rows beside it.
 template <class Shape>
-__device__ __forceinline__ void store_split(const Decode& args, int64_t row, int i, int n_warps,
-                                            bool is_only, int head_dim,
+__device__ __forceinline__ void store_split(const Decode& args, const Queries& queries, int i,
+                                            int n_warps, int head_dim,
                                             const SharedState<Shape>& shared) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t state = row * args.n_splits + blockIdx.z;
+  const int64_t row = queries.row(i), state = row * args.n_splits + blockIdx.z;
+  const bool is_only = queries.keys(i) <= kSplit;
   for (int d = thread; d < head_dim; d += kThreads) {
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) {
       if (w < n_warps) sum = fmaf(shared.values[w][i][d], shared.factors[w][i], sum);
     }
     if (is_only) {
-      args.attend.out[row * head_dim + d] = sum / shared.block_sums[i];
+      args.attend.out[row * head_dim + d] = sum / shared.block_sums[i] + 0.0f;
     } else {
       args.states[state * head_dim + d] = sum;
     }
@@ -185,15 +253,13 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
                        shared);
   }
   sync_block();
-  const int n_warps = min((n_keys - first_key + kWarpKeys - 1) / kWarpKeys, kWarps);
-  if (thread < Shape::kQueries) weigh_warps(thread, n_warps, shared);
+  if (thread < queries.n) weigh_warps(thread, warps_of_row(queries, thread, first_key), shared);
   sync_block();
   for (int i = 0; i < queries.n; ++i) {
-    if (queries.keys(i) <= first_key) continue;
-    const bool is_only = queries.keys(i) <= kSplit;
-    store_split(args, queries.row(i), i, n_warps, is_only, head_dim, shared);
+    const int n_warps = warps_of_row(queries, i, first_key);
+    if (n_warps > 0) store_split(args, queries, i, n_warps, head_dim, shared);
   }
-  const int n_splits = (n_keys + kSplit - 1) / kSplit;
+  const int n_splits = splits_of_keys(n_keys);
   if (n_splits == 1) return;
   sync_block();
   if (thread == 0) {
@@ -202,13 +268,7 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
     if (shared.is_last) *ticket = 0;
   }
   sync_block();
-  if (!shared.is_last) return;
-  for (int i = 0; i < queries.n; ++i) {
-    const int of_row = (queries.keys(i) + kSplit - 1) / kSplit;
-    if (of_row == 1) continue;
-    fold_splits(args, queries.row(i), of_row, head_dim, shared,
-                attend.out + queries.row(i) * head_dim);
-  }
+  if (shared.is_last) fold_rows(args, queries, head_dim, shared);
 }
 
 template <class Piece, int kLanes, int kPieces, int kQueries>

@@ -96,7 +96,8 @@ struct RowShape {
                                    : kQueries == 1 ? 8
                                    : kQueries == 2 ? 6
                                    : kQueries == 4 ? 4
-                                                   : 3;
+                                   : kLanes == 8   ? 3
+                                                   : 2;
 
   // The first of a lane's columns in a piece.
   static __device__ __forceinline__ int column(int piece) {

@@ -94,29 +94,24 @@ __device__ __forceinline__ void score_keys(const typename Shape::Element* keys, 
         raw[s][p] = rows.load(batch, s, p);
       }
     }
-    // Few query rows at a time: their dots with the batch's keys are held until they are summed up.
-    constexpr int kTogether = Shape::kQueries < 4 ? Shape::kQueries : 4;
+    float dots[Shape::kQueries][Shape::kBatch];
+    for (int s = 0; s < Shape::kBatch; ++s) {
+      float k[Shape::kColumns];
+      for (int p = 0; p < Shape::kPieces; ++p) {
+        Shape::Piece::widen(raw[s][p], k + p * Shape::kWidth);
+      }
+      for (int h = 0; h < Shape::kQueries; ++h) {
+        float dot = of_lane[h][0] * k[0];
+        for (int i = 1; i < Shape::kColumns; ++i) dot = fmaf(of_lane[h][i], k[i], dot);
+        dots[h][s] = dot;
+      }
+    }
     const bool mine = lane() % Shape::kBatches == batch;
-    for (int first = 0; first < Shape::kQueries; first += kTogether) {
-      float dots[kTogether][Shape::kBatch];
-      for (int s = 0; s < Shape::kBatch; ++s) {
-        float k[Shape::kColumns];
-        for (int p = 0; p < Shape::kPieces; ++p) {
-          Shape::Piece::widen(raw[s][p], k + p * Shape::kWidth);
-        }
-        for (int h = 0; h < kTogether; ++h) {
-          const float* x = of_lane[first + h];
-          float dot = x[0] * k[0];
-          for (int i = 1; i < Shape::kColumns; ++i) dot = fmaf(x[i], k[i], dot);
-          dots[h][s] = dot;
-        }
-      }
-      for (int h = 0; h < kTogether; ++h) {
-        fold<Shape::kBatch>(dots[h], Shape::kLanes / 2);
-        float dot = dots[h][0];
-        for (int mask = Shape::kBatches / 2; mask > 0; mask /= 2) dot += shuffle_xor(dot, mask);
-        scores[first + h] = mine ? dot : scores[first + h];
-      }
+    for (int h = 0; h < Shape::kQueries; ++h) {
+      fold<Shape::kBatch>(dots[h], Shape::kLanes / 2);
+      float dot = dots[h][0];
+      for (int mask = Shape::kBatches / 2; mask > 0; mask /= 2) dot += shuffle_xor(dot, mask);
+      scores[h] = mine ? dot : scores[h];
     }
   }
 }

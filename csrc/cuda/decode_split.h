@@ -78,9 +78,8 @@ __device__ __forceinline__ void score_keys(const typename Shape::Element* keys, 
       const bool present = h < queries.n && (Shape::kExact || column < head_dim);
       const float* from = q + queries.row(h) * head_dim + column;
       for (int i = 0; i < Shape::kWidth; i += 2) {
-        const float2 pair = present
-                                ? *reinterpret_cast<const float2*>(q + h * head_dim + column + i)
-                                : make_float2(0.0f, 0.0f);
+        const float2 pair =
+            present ? *reinterpret_cast<const float2*>(from + i) : make_float2(0.0f, 0.0f);
         of_lane[h][p * Shape::kWidth + i] = pair.x;
         of_lane[h][p * Shape::kWidth + i + 1] = pair.y;
       }

@@ -1,9 +1,10 @@
-// Attention for a few tokens: split over the positions, all query heads of a KV head together.
+// Attention for a few tokens: split over the positions, query rows of a KV head together.
 //
-// A block holds one token, one KV head (with up to kGroup of its query heads) and one split of
-// kSplit positions: each of its warps kWarpKeys of them, scores first, then values. Blocks of a
-// token and head leave their states in scratch; the last one to arrive folds them. Everything is
-// f32; which sums are taken in which order depends on the position alone.
+// A block holds one KV head, one split of kSplit positions and up to kQueries query rows: heads of
+// the KV head's group, of one token or of several of a sequence that follow each other. Each of its
+// warps takes kWarpKeys positions, scores first, then values. Blocks of the same rows leave their
+// states in scratch; the last one to arrive folds them. Everything is f32; a row's sums are taken
+// in an order that depends on its position alone, not on the rows beside it.
 #include <algorithm>
 
 #include "cuda/attention.h"
@@ -19,8 +20,9 @@ constexpr int kThreads = kDecodeThreads;
 constexpr int kWarps = kDecodeWarps;
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
-// Tokens of a launch: bounds the scratch.
-constexpr int64_t kLaunchTokens = 16;
+// Bounds on the scratch: tokens of a launch, and states unless one token needs more.
+constexpr int64_t kLaunchTokens = 32, kLaunchStates = 65536;
+static_assert(kLaunchTokens <= 32);  // tokens_of_block()
 
 struct Decode {
   AttendArgs attend;
@@ -28,111 +30,198 @@ struct Decode {
   float* sums;
   uint32_t* tickets;  // u32 [n_tokens, n_kv_heads * passes]
   int n_splits;
-  int group;   // query heads of a KV head
-  int passes;  // over them
+  int group;        // query heads of a KV head
+  int passes;       // over them
+  int tile_tokens;  // that a block takes together; 1 if there are several passes
 };
 
-// The query heads of a block, at most kGroup.
-struct Heads {
-  int first, n;
-  int kv_head;
-};
-
-template <int kGroup>
-__device__ __forceinline__ Heads heads_of(const Decode& args) {
-  const int item = static_cast<int>(blockIdx.y);
-  const int kv_head = args.passes == 1 ? item : item / args.passes;
-  const int done = (item - kv_head * args.passes) * kGroup;
-  return {kv_head * args.group + done, min(args.group - done, kGroup), kv_head};
+// The tokens from this one on that its block takes together; 0 if the block of an earlier one does.
+__device__ __forceinline__ int tokens_of_block(const Decode& args, int token, int32_t sequence) {
+  if (args.tile_tokens == 1) return 1;
+  const int32_t* sequences = args.attend.tokens.sequence_of_token;
+  const int last = static_cast<int>(args.attend.tokens.n_tokens) - 1;
+  // How many tokens of the sequence stand before, and behind: a neighbour per lane, the nearest
+  // one of another sequence.
+  const int earlier = token - 1 - lane(), later = token + 1 + lane();
+  int before = earlier >= 0 && sequences[max(earlier, 0)] == sequence ? 32 : lane();
+  int behind = later <= last && sequences[min(later, last)] == sequence ? 32 : lane();
+  for (int mask = 16; mask > 0; mask /= 2) {
+    before = min(before, shuffle_xor(before, mask));
+    behind = min(behind, shuffle_xor(behind, mask));
+  }
+  return before % args.tile_tokens == 0 ? min(1 + behind, args.tile_tokens) : 0;
 }
 
-// Folds the first n_splits states of head `head` into `out`, by the whole block. Warp w takes
-// splits w, w + kWarps, ...; the warps' sums are added in ascending order.
+// `n_keys`: that the first token sees.
 template <class Shape>
-__device__ __forceinline__ void fold_splits(const Decode& args, int64_t head, int n_splits,
-                                            int head_dim, SharedState<Shape>& shared, float* out) {
-  constexpr int kPairs = (Shape::kMostDim + 63) / 64;
+__device__ __forceinline__ Queries queries_of(const Decode& args, int token, int n_tokens,
+                                              int kv_head, int pass, int n_keys) {
+  const int done = pass * Shape::kQueries, heads = min(args.group - done, Shape::kQueries);
+  return {.first = token * args.attend.n_heads + kv_head * args.group + done,
+          .n_heads = args.attend.n_heads,
+          .n = n_tokens * heads,
+          .heads = heads,
+          .reciprocal = n_tokens == 1 ? 0 : (63 + heads) / heads,
+          .n_keys = n_keys};
+}
+
+__device__ __forceinline__ int splits_of_keys(int n_keys) { return (n_keys + kSplit - 1) / kSplit; }
+
+// States of a few splits of a row, as one lane holds them: kSide splits of its warp's.
+template <class Shape>
+struct LaneStates {
+  static constexpr int kSide = 8;
+  static constexpr int kPairs = (Shape::kMostDim + 63) / 64;  // of columns, 64 apart
+
+  float2 softmax[kSide];  // m and l
+  float2 values[kSide][kPairs];
+
+  __device__ __forceinline__ void load(const Decode& args, int64_t row, int first, int n,
+                                       int head_dim) {
+#pragma unroll
+    for (int j = 0; j < kSide; ++j) {
+      const int split = first + j * kWarps;
+      const int64_t state = row * args.n_splits + split;
+      softmax[j] = split < n ? reinterpret_cast<const float2*>(args.sums)[state]
+                             : make_float2(-INFINITY, 0.0f);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const int column = 2 * (lane() + 32 * i);
+        values[j][i] =
+            split < n && column < head_dim
+                ? *reinterpret_cast<const float2*>(args.states + state * head_dim + column)
+                : make_float2(0.0f, 0.0f);
+      }
+    }
+  }
+};
+
+// The largest score of each of the block's rows, over all splits, into shared.block_largest.
+template <class Shape>
+__device__ __forceinline__ void find_largest(const Decode& args, const Queries& queries,
+                                             SharedState<Shape>& shared) {
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < queries.n; i += kWarps) {
+    const int n = splits_of_keys(queries.keys(i));
+    const auto* softmax =
+        reinterpret_cast<const float2*>(args.sums) + queries.row(i) * args.n_splits;
+    float largest = -INFINITY;
+    for (int s = lane(); n > 1 && s < n; s += 32) largest = fmaxf(largest, softmax[s].x);
+    for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
+    if (lane() == 0) shared.block_largest[i] = largest;
+  }
+}
+
+// Folds the states of the block's rows that have several, into the result. Warp w takes splits w,
+// w + kWarps, ...; the warps' sums are added in ascending order.
+template <class Shape>
+__device__ __forceinline__ void fold_rows(const Decode& args, const Queries& queries, int head_dim,
+                                          SharedState<Shape>& shared) {
+  using States = LaneStates<Shape>;
+  constexpr int kPairs = States::kPairs;
+  constexpr int kRows = Shape::kQueries == kMostQueries ? 2 : 1;  // side by side
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const auto* sums = reinterpret_cast<const float2*>(args.sums) + head * args.n_splits;
-  const float* states = args.states + head * args.n_splits * head_dim;
-  float largest = -INFINITY;
-  for (int s = lane(); s < n_splits; s += 32) largest = fmaxf(largest, sums[s].x);
-  for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
-  float l = 0.0f;
-  float2 acc[kPairs];
-  for (int i = 0; i < kPairs; ++i) acc[i] = make_float2(0.0f, 0.0f);
-#pragma unroll 4
-  for (int s = warp; s < n_splits; s += kWarps) {
-    const float2 state = sums[s];
-    const float factor = exp_of(state.x - largest);
-    l = fmaf(state.y, factor, l);
-    for (int i = 0; i < kPairs; ++i) {
-      const int column = 2 * (lane() + 32 * i);
-      if (column >= head_dim) continue;
-      const float2 value = *reinterpret_cast<const float2*>(states + s * head_dim + column);
-      acc[i].x = fmaf(value.x, factor, acc[i].x);
-      acc[i].y = fmaf(value.y, factor, acc[i].y);
-    }
-  }
-  sync_block();  // shared memory is free
-  for (int i = 0; i < kPairs; ++i) {
-    const int column = 2 * (lane() + 32 * i);
-    if (column >= head_dim) continue;
-    shared.values[warp][0][column] = acc[i].x;
-    shared.values[warp][0][column + 1] = acc[i].y;
-  }
-  if (lane() == 0) shared.sums[warp][0] = l;
+  find_largest(args, queries, shared);
   sync_block();
-  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
-    float total = shared.values[0][0][d], sum = shared.sums[0][0];
-    for (int w = 1; w < kWarps; ++w) {
-      total += shared.values[w][0][d];
-      sum += shared.sums[w][0];
+  for (int row = 0; row < queries.n; row += kRows) {
+    const int n = splits_of_keys(queries.keys(min(row + kRows, queries.n) - 1));
+    float l[kRows] = {};
+    float2 acc[kRows][kPairs] = {};
+    for (int first = warp; first < n; first += States::kSide * kWarps) {
+      States states[kRows];
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int of_row = row + r < queries.n ? splits_of_keys(queries.keys(row + r)) : 1;
+        states[r].load(args, queries.row(row + r), first, of_row == 1 ? 0 : of_row, head_dim);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float largest = shared.block_largest[min(row + r, queries.n - 1)];
+#pragma unroll
+        for (int j = 0; j < States::kSide; ++j) {
+          const float2 softmax = states[r].softmax[j];
+          const float factor = softmax.x == -INFINITY ? 0.0f : exp_of(softmax.x - largest);
+          l[r] = fmaf(softmax.y, factor, l[r]);
+#pragma unroll
+          for (int i = 0; i < kPairs; ++i) {
+            acc[r][i].x = fmaf(states[r].values[j][i].x, factor, acc[r][i].x);
+            acc[r][i].y = fmaf(states[r].values[j][i].y, factor, acc[r][i].y);
+          }
+        }
+      }
     }
-    out[d] = total / sum;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (row + r >= queries.n) continue;
+      for (int i = 0; i < kPairs; ++i) {
+        const int column = 2 * (lane() + 32 * i);
+        if (column >= head_dim) continue;
+        shared.values[warp][row + r][column] = acc[r][i].x;
+        shared.values[warp][row + r][column + 1] = acc[r][i].y;
+      }
+      if (lane() == 0) shared.sums[warp][row + r] = l[r];
+    }
+  }
+  sync_block();
+  for (int i = 0; i < queries.n; ++i) {
+    if (queries.keys(i) <= kSplit) continue;
+    for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
+      float total = shared.values[0][i][d], sum = shared.sums[0][i];
+      for (int w = 1; w < kWarps; ++w) {
+        total += shared.values[w][i][d];
+        sum += shared.sums[w][i];
+      }
+      args.attend.out[queries.row(i) * head_dim + d] = total / sum + 0.0f;
+    }
   }
 }
 
-// Factors by which a block's warps are brought to one maximum, by a thread per head. Warps from
-// n_warps on had no keys and have left nothing.
+// Warps of the block that have keys of row i.
+__device__ __forceinline__ int warps_of_row(const Queries& queries, int i, int first_key) {
+  return min((queries.keys(i) - first_key + kWarpKeys - 1) / kWarpKeys, kWarps);
+}
+
+// Factors by which the warps are brought to one maximum, by a thread per query row. Warps that have
+// no keys of it have left nothing.
 template <class Shape>
-__device__ __forceinline__ void weigh_warps(int head, int n_warps, SharedState<Shape>& shared) {
-  float largest = shared.largest[0][head];
-  for (int w = 1; w < kWarps; ++w) {
-    if (w < n_warps) largest = fmaxf(largest, shared.largest[w][head]);
+__device__ __forceinline__ void weigh_warps(int query, int n_warps, SharedState<Shape>& shared) {
+  float largest = -INFINITY;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < n_warps) largest = fmaxf(largest, shared.largest[w][query]);
   }
   float sum = 0.0f;
   for (int w = 0; w < kWarps; ++w) {
     if (w >= n_warps) continue;
-    const float factor = exp_of(shared.largest[w][head] - largest);
-    shared.factors[w][head] = factor;
-    sum = fmaf(shared.sums[w][head], factor, sum);
+    const float factor = exp_of(shared.largest[w][query] - largest);
+    shared.factors[w][query] = factor;
+    sum = fmaf(shared.sums[w][query], factor, sum);
   }
-  shared.block_largest[head] = largest;
-  shared.block_sums[head] = sum;
+  shared.block_largest[query] = largest;
+  shared.block_sums[query] = sum;
 }
 
-// Adds up the warps' values: the result if the split is the only one, else its state.
+// Adds up the warps' values of row i: the result if the split is the only one, else its state. A
+// result of -0 becomes +0: which it is may depend on the keys of rows beside it.
 template <class Shape>
-__device__ __forceinline__ void store_split(const Decode& args, int64_t head, int h, int n_warps,
-                                            bool is_only, int head_dim,
+__device__ __forceinline__ void store_split(const Decode& args, const Queries& queries, int i,
+                                            int n_warps, int head_dim,
                                             const SharedState<Shape>& shared) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t state = head * args.n_splits + blockIdx.z;
+  const int64_t row = queries.row(i), state = row * args.n_splits + blockIdx.z;
+  const bool is_only = queries.keys(i) <= kSplit;
   for (int d = thread; d < head_dim; d += kThreads) {
     float sum = 0.0f;
     for (int w = 0; w < kWarps; ++w) {
-      if (w < n_warps) sum = fmaf(shared.values[w][h][d], shared.factors[w][h], sum);
+      if (w < n_warps) sum = fmaf(shared.values[w][i][d], shared.factors[w][i], sum);
     }
     if (is_only) {
-      args.attend.out[head * head_dim + d] = sum / shared.block_sums[h];
+      args.attend.out[row * head_dim + d] = sum / shared.block_sums[i] + 0.0f;
     } else {
       args.states[state * head_dim + d] = sum;
     }
   }
   if (!is_only && thread == 0) {
     reinterpret_cast<float2*>(args.sums)[state] =
-        make_float2(shared.block_largest[h], shared.block_sums[h]);
+        make_float2(shared.block_largest[i], shared.block_sums[i]);
   }
 }
 
@@ -143,31 +232,34 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
   let_next_start();
   const AttendArgs& attend = args.attend;
   const KvLayerView& cache = attend.cache;
-  const int64_t token = blockIdx.x;
+  const int token = static_cast<int>(blockIdx.x);
   const int first_key = static_cast<int>(blockIdx.z) * kSplit;
-  const int n_keys = attend.tokens.positions[token] + 1;
+  const int32_t position = attend.tokens.positions[token];
   const int32_t sequence = attend.tokens.sequence_of_token[token];
-  if (n_keys <= first_key) return;
+  const int n_tokens = tokens_of_block(args, token, sequence);
+  const int n_keys = position + n_tokens;  // of the last token
+  if (n_tokens == 0 || n_keys <= first_key) return;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int head_dim = Shape::kExact ? Shape::kMostDim : static_cast<int>(cache.head_dim);
-  const Heads heads = heads_of<Shape::kGroup>(args);
-  const int64_t first_head = token * attend.n_heads + heads.first;
+  const int item = static_cast<int>(blockIdx.y);
+  const int kv_head = args.passes == 1 ? item : item / args.passes;
+  const Queries queries =
+      queries_of<Shape>(args, token, n_tokens, kv_head, item - kv_head * args.passes, position + 1);
   const int warp_key = first_key + warp * kWarpKeys;
   if (warp_key < n_keys) {
     const int32_t* table = attend.tokens.block_tables + sequence * attend.tokens.max_blocks;
-    const int64_t row =
-        cache_row(cache, table[warp_key / kBlock], heads.kv_head, warp_key % kBlock);
-    attend_keys<Shape>(attend, first_head, heads.n, row, min(n_keys - warp_key, kWarpKeys), warp,
+    const int64_t row = cache_row(cache, table[warp_key / kBlock], kv_head, warp_key % kBlock);
+    attend_keys<Shape>(attend, queries, row, warp_key, min(n_keys - warp_key, kWarpKeys), warp,
                        shared);
   }
   sync_block();
-  const int n_warps = min((n_keys - first_key + kWarpKeys - 1) / kWarpKeys, kWarps);
-  if (thread < Shape::kGroup) weigh_warps(thread, n_warps, shared);
+  if (thread < queries.n) weigh_warps(thread, warps_of_row(queries, thread, first_key), shared);
   sync_block();
-  const int n_splits = (n_keys + kSplit - 1) / kSplit;
-  for (int h = 0; h < heads.n; ++h) {
-    store_split(args, first_head + h, h, n_warps, n_splits == 1, head_dim, shared);
+  for (int i = 0; i < queries.n; ++i) {
+    const int n_warps = warps_of_row(queries, i, first_key);
+    if (n_warps > 0) store_split(args, queries, i, n_warps, head_dim, shared);
   }
+  const int n_splits = splits_of_keys(n_keys);
   if (n_splits == 1) return;
   sync_block();
   if (thread == 0) {
@@ -176,35 +268,35 @@ __global__ void __launch_bounds__(kThreads, Shape::kResident) attend_split(const
     if (shared.is_last) *ticket = 0;
   }
   sync_block();
-  if (!shared.is_last) return;
-  for (int h = 0; h < heads.n; ++h) {
-    fold_splits(args, first_head + h, n_splits, head_dim, shared,
-                attend.out + (first_head + h) * head_dim);
-  }
+  if (shared.is_last) fold_rows(args, queries, head_dim, shared);
 }
 
-template <class Piece, int kLanes, int kPieces, int kGroup>
+template <class Piece, int kLanes, int kPieces, int kQueries>
 void launch_splits(const Stream& stream, Decode args) {
-  args.passes = (args.group + kGroup - 1) / kGroup;
+  args.passes = (args.group + kQueries - 1) / kQueries;
+  if (args.passes > 1) args.tile_tokens = 1;
   const dim3 grid(static_cast<unsigned>(args.attend.tokens.n_tokens),
                   static_cast<unsigned>(args.attend.cache.n_kv_heads * args.passes),
                   static_cast<unsigned>(args.n_splits));
-  launch(stream, attend_split<RowShape<Piece, kLanes, kPieces, kGroup>>, grid, dim3(kThreads), 0,
+  launch(stream, attend_split<RowShape<Piece, kLanes, kPieces, kQueries>>, grid, dim3(kThreads), 0,
          args);
 }
 
 // head_dim 64 and 128.
 template <class Piece, int kLanes>
-void launch_exact(const Stream& stream, const Decode& args) {
-  if (args.group == 1) return launch_splits<Piece, kLanes, 1, 1>(stream, args);
-  if (args.group == 2) return launch_splits<Piece, kLanes, 1, 2>(stream, args);
-  if (args.group <= 4) return launch_splits<Piece, kLanes, 1, 4>(stream, args);
-  launch_splits<Piece, kLanes, 1, 8>(stream, args);
+void launch_exact(const Stream& stream, Decode args) {
+  args.tile_tokens = std::clamp(kMostQueries / args.group, 1, args.tile_tokens);
+  const int queries = args.tile_tokens * args.group;
+  if (queries == 1) return launch_splits<Piece, kLanes, 1, 1>(stream, args);
+  if (queries == 2) return launch_splits<Piece, kLanes, 1, 2>(stream, args);
+  if (queries <= 4) return launch_splits<Piece, kLanes, 1, 4>(stream, args);
+  launch_splits<Piece, kLanes, 1, kMostQueries>(stream, args);
 }
 
 template <class Piece, int kPieces>
-void launch_pieces(const Stream& stream, const Decode& args) {
-  if (args.group == 1) return launch_splits<Piece, 32, kPieces, 1>(stream, args);
+void launch_pieces(const Stream& stream, Decode args) {
+  args.tile_tokens = std::clamp(4 / args.group, 1, args.tile_tokens);
+  if (args.tile_tokens * args.group == 1) return launch_splits<Piece, 32, kPieces, 1>(stream, args);
   launch_splits<Piece, 32, kPieces, 4>(stream, args);
 }
 
@@ -232,14 +324,21 @@ void launch_of_type(const Stream& stream, const Decode& args) {
 
 int64_t splits_of(int64_t context) { return (context + kSplit - 1) / kSplit; }
 
-int64_t rows_of(int64_t n_tokens, int64_t n_heads, int64_t context) {
-  return std::min(n_tokens, kLaunchTokens) * n_heads * splits_of(context);
+// Tokens that a launch may take.
+int64_t launch_tokens(int64_t n_heads, int64_t context) {
+  return std::clamp(kLaunchStates / (n_heads * splits_of(context)), int64_t{1}, kLaunchTokens);
+}
+
+// States of any launch for so many tokens and positions, or for fewer.
+int64_t most_states(int64_t n_tokens, int64_t n_heads, int64_t context) {
+  const int64_t of_token = n_heads * splits_of(context);
+  return std::max(std::min(std::min(n_tokens, kLaunchTokens) * of_token, kLaunchStates), of_token);
 }
 
 }  // namespace
 
 int64_t decode_states(int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t context) {
-  return rows_of(n_tokens, n_heads, context) * (head_dim + 2);
+  return most_states(n_tokens, n_heads, context) * (head_dim + 2);
 }
 
 int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t) {
@@ -247,23 +346,25 @@ int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t) {
 }
 
 void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScratch& scratch,
-                   int64_t context) {
+                   int64_t context, int64_t run) {
   const int64_t n_tokens = args.tokens.n_tokens, head_dim = args.cache.head_dim;
-  for (int64_t begin = 0; begin < n_tokens; begin += kLaunchTokens) {
+  const int64_t most = launch_tokens(args.n_heads, context);
+  for (int64_t begin = 0; begin < n_tokens; begin += most) {
     Decode part{.attend = args,
                 .states = scratch.states,
                 .sums = nullptr,
                 .tickets = scratch.tickets,
                 .n_splits = static_cast<int>(splits_of(context)),
                 .group = static_cast<int>(args.n_heads / args.cache.n_kv_heads),
-                .passes = 1};
-    part.attend.tokens.n_tokens = std::min(n_tokens - begin, kLaunchTokens);
-    part.attend.tokens.positions += begin;
-    part.attend.tokens.sequence_of_token += begin;
+                .passes = 1,
+                .tile_tokens = static_cast<int>(std::clamp(run, int64_t{1}, kLaunchTokens))};
+    TokenView& tokens = part.attend.tokens;
+    tokens.n_tokens = std::min(n_tokens - begin, most);
+    tokens.positions += begin;
+    tokens.sequence_of_token += begin;
     part.attend.q += begin * args.n_heads * head_dim;
     part.attend.out += begin * args.n_heads * head_dim;
-    part.sums =
-        part.states + rows_of(part.attend.tokens.n_tokens, args.n_heads, context) * head_dim;
+    part.sums = part.states + tokens.n_tokens * args.n_heads * part.n_splits * head_dim;
     launch_of_type(stream, part);
   }
 }

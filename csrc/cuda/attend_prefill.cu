@@ -41,13 +41,11 @@ struct WarpRows {
   int position[2];
 };
 
-// Two of q's values as halves.
-__device__ __forceinline__ uint32_t load_q(const float* q, float scale, const AttendArgs& args) {
+// Two of q's values as halves; `largest`: the bits of the largest magnitude so far.
+__device__ __forceinline__ uint32_t load_q(const float* q, float scale, uint32_t& largest) {
   const float2 x = *reinterpret_cast<const float2*>(q);
   const float low = x.x * scale, high = x.y * scale;
-  if (max(magnitude_bits(low), magnitude_bits(high)) > kLargestHalfBits) {
-    raise_fault(args.fault, args.fault_code);
-  }
+  largest = max(largest, max(magnitude_bits(low), magnitude_bits(high)));
   return pack_halves(low, high);
 }
 
@@ -55,13 +53,14 @@ template <int kDim>
 __device__ __forceinline__ void load_rows(const Prefill& args, int kv_head, const int (&index)[2],
                                           int group, WarpRows<kDim>& rows) {
   const int column = 2 * (lane() % 4);
+  uint32_t largest = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float* q = args.attend.q + query_row(args.attend, kv_head, index[half]) * kDim + column;
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      rows.q[k].r[half] = load_q(q + 16 * k, args.q_scale, args.attend);
-      rows.q[k].r[half + 2] = load_q(q + 16 * k + 8, args.q_scale, args.attend);
+      rows.q[k].r[half] = load_q(q + 16 * k, args.q_scale, largest);
+      rows.q[k].r[half + 2] = load_q(q + 16 * k + 8, args.q_scale, largest);
     }
     rows.position[half] = args.attend.tokens.positions[index[half] / group];
     rows.largest[half] = -INFINITY;
@@ -69,6 +68,7 @@ __device__ __forceinline__ void load_rows(const Prefill& args, int kv_head, cons
   }
 #pragma unroll
   for (int n = 0; n < kDim / 8; ++n) rows.out[n] = FloatC{};
+  if (largest > kLargestHalfBits) raise_fault(args.attend.fault, args.attend.fault_code);
 }
 
 // Scores of the warp's rows and the 64 keys of a tile of K.
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(const Prefill args) {
   const auto* k = static_cast<const Element*>(cache.k);
   const auto* v = static_cast<const Element*>(cache.v);
   int32_t block = table[0];
-  uint16_t key_scale = 0, value_scales[Int8Blocks<kDim>::kRunsPerThread] = {};
+  uint16_t key_scale = 0, value_scales[Int8Blocks<kDim>::Runs::kRows] = {};
   const auto start_keys = [&](int32_t id, int i) {
     const int64_t at = row_of(id);
     if constexpr (kInt8) {
@@ -223,11 +223,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(const Prefill args) {
     const int64_t at = row_of(id);
     if constexpr (kInt8) {
       Int8Blocks<kDim>::start(v + at * kDim, present(i), raw_values);
-#pragma unroll
-      for (int run = 0; run < Int8Blocks<kDim>::kRunsPerThread; ++run) {
-        const int r = Int8Blocks<kDim>::row(run);
-        value_scales[run] = r < present(i) ? cache.v_scales[at + r] : uint16_t{0};
-      }
+      Int8Blocks<kDim>::load_scales(cache.v_scales + at, present(i), value_scales);
     } else {
       HalfBlocks<kDim>::start(v + at * kDim, present(i), values);
     }
@@ -242,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tile(const Prefill args) {
     const int32_t next = more ? table[i + 1] : 0;
     if constexpr (kInt8) {
       wait_copies<1>();  // K's bytes are here, V's may not be
-      Int8Blocks<kDim>::template widen<false>(raw_keys, nullptr, keys);
+      Int8Blocks<kDim>::template widen<false>(raw_keys, value_scales, keys);
       if (thread < kKeys) key_scales[thread] = half_to_float(key_scale);
       if (more) {
         start_keys(next, i + 1);

@@ -60,10 +60,13 @@ struct DecodeScratch {
 int64_t decode_states(int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t context);
 int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t n_kv_heads);
 
-// For a few tokens: any head_dim, type and number of heads. A token's result depends on its
-// position, q and the cache alone. `context`: above every position; the launch covers as many.
+// For a few tokens: any head_dim, type and number of heads. A row's result depends on its position,
+// q and the cache alone, to the bit. `context`: above every position; the launch covers as many.
+// `run`: tokens of a sequence that come together, at most; a block of threads reads K and V once
+// for several of them (1 where every token is of another sequence; more is right, too, but slower
+// there).
 void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScratch& scratch,
-                   int64_t context);
+                   int64_t context, int64_t run = 1);
 
 // Query rows of one KV head, of one sequence: row i is query head i % group of the group of token
 // i / group.

@@ -73,14 +73,14 @@ struct Int8Pair {
 };
 
 // How a warp reads rows: kLanes_ lanes share one, each with kPieces_ pieces, piece p of lane c at
-// column (p * kLanes_ + c) * kWidth. kGroup_ query heads look at it. Octets: head_dim is exactly
+// column (p * kLanes_ + c) * kWidth. kQueries_ query rows look at it. Octets: head_dim is exactly
 // that long; pairs: at most.
-template <class Piece_, int kLanes_, int kPieces_, int kGroup_>
+template <class Piece_, int kLanes_, int kPieces_, int kQueries_>
 struct RowShape {
   using Piece = Piece_;
   using Element = typename Piece::Element;
   using Raw = typename Piece::Raw;
-  static constexpr int kLanes = kLanes_, kPieces = kPieces_, kGroup = kGroup_;
+  static constexpr int kLanes = kLanes_, kPieces = kPieces_, kQueries = kQueries_;
   static constexpr int kWidth = Piece::kWidth;
   static constexpr int kColumns = kPieces * kWidth;   // of a lane
   static constexpr int kMostDim = kLanes * kColumns;  // of a row
@@ -92,11 +92,12 @@ struct RowShape {
   static constexpr int kUnrolled = kExact ? 8 : 1;  // batches side by side
   static constexpr bool kScaled = sizeof(Element) == 1;
   // Blocks of 128 threads that a multiprocessor is to have room for, as far as registers go.
-  static constexpr int kResident = !kExact       ? (kGroup == 1 ? 4 : 2)
-                                   : kGroup == 1 ? 8
-                                   : kGroup == 2 ? 6
-                                   : kGroup == 4 ? 4
-                                                 : 3;
+  static constexpr int kResident = !kExact         ? (kQueries == 1 ? 4 : 2)
+                                   : kQueries == 1 ? 8
+                                   : kQueries == 2 ? 6
+                                   : kQueries == 4 ? 4
+                                   : kLanes == 8   ? 3
+                                                   : 2;
 
   // The first of a lane's columns in a piece.
   static __device__ __forceinline__ int column(int piece) {

@@ -12,15 +12,34 @@ inline constexpr int kSplit = 128;  // positions of a block
 inline constexpr int kDecodeThreads = 128;
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
 inline constexpr int kWarpKeys = kSplit / kDecodeWarps;
-static_assert(kWarpKeys == 32);  // the score of a key per lane
+static_assert(kWarpKeys == 32);         // the score of a key per lane
+inline constexpr int kMostQueries = 8;  // query rows of a block
+
+// The query rows of a block: heads of one KV head, of one token or of several that follow each
+// other.
+struct Queries {
+  int64_t first;    // the first one's index among the rows of q and out
+  int64_t n_heads;  // rows of a token there
+  int n;            // rows of the block
+  int heads;        // of each token
+  int reciprocal;   // 64 / heads, rounded up: i * reciprocal / 64 = i / heads for i < 8; one token:
+                    // 0
+  int n_keys;       // that the first token sees; each further one sees one more
+
+  __device__ __forceinline__ int token(int i) const { return i * reciprocal / 64; }
+  __device__ __forceinline__ int64_t row(int i) const {
+    return first + token(i) * n_heads + (i - token(i) * heads);
+  }
+  __device__ __forceinline__ int keys(int i) const { return n_keys + token(i); }
+};
 
 template <class Shape>
 struct SharedState {
-  float weights[kDecodeWarps][kWarpKeys][Shape::kGroup];       // exp(s - m) [* v_scale]
-  float values[kDecodeWarps][Shape::kGroup][Shape::kMostDim];  // sums of weight * v
-  float largest[kDecodeWarps][Shape::kGroup], sums[kDecodeWarps][Shape::kGroup];
-  float factors[kDecodeWarps][Shape::kGroup];
-  float block_largest[Shape::kGroup], block_sums[Shape::kGroup];
+  float weights[kDecodeWarps][kWarpKeys][Shape::kQueries];       // exp(s - m) [* v_scale]
+  float values[kDecodeWarps][Shape::kQueries][Shape::kMostDim];  // sums of weight * v
+  float largest[kDecodeWarps][Shape::kQueries], sums[kDecodeWarps][Shape::kQueries];
+  float factors[kDecodeWarps][Shape::kQueries];
+  float block_largest[Shape::kQueries], block_sums[Shape::kQueries];
   bool is_last;
 };
 
@@ -49,18 +68,18 @@ struct LaneRows {
 // Scores of a warp's keys, of key Shape::row_of_sum() in each lane, not yet scaled.
 template <class Shape>
 __device__ __forceinline__ void score_keys(const typename Shape::Element* keys, int n_keys,
-                                           int head_dim, const float* q, int n_heads,
-                                           float (&scores)[Shape::kGroup]) {
+                                           int head_dim, const float* q, const Queries& queries,
+                                           float (&scores)[Shape::kQueries]) {
   const LaneRows<Shape> rows(keys, n_keys, head_dim);
-  float of_lane[Shape::kGroup][Shape::kColumns];
-  for (int h = 0; h < Shape::kGroup; ++h) {
+  float of_lane[Shape::kQueries][Shape::kColumns];
+  for (int h = 0; h < Shape::kQueries; ++h) {
     for (int p = 0; p < Shape::kPieces; ++p) {
       const int column = Shape::column(p);
-      const bool present = h < n_heads && (Shape::kExact || column < head_dim);
+      const bool present = h < queries.n && (Shape::kExact || column < head_dim);
+      const float* from = q + queries.row(h) * head_dim + column;
       for (int i = 0; i < Shape::kWidth; i += 2) {
-        const float2 pair = present
-                                ? *reinterpret_cast<const float2*>(q + h * head_dim + column + i)
-                                : make_float2(0.0f, 0.0f);
+        const float2 pair =
+            present ? *reinterpret_cast<const float2*>(from + i) : make_float2(0.0f, 0.0f);
         of_lane[h][p * Shape::kWidth + i] = pair.x;
         of_lane[h][p * Shape::kWidth + i + 1] = pair.y;
       }
@@ -74,20 +93,20 @@ __device__ __forceinline__ void score_keys(const typename Shape::Element* keys, 
         raw[s][p] = rows.load(batch, s, p);
       }
     }
-    float dots[Shape::kGroup][Shape::kBatch];
+    float dots[Shape::kQueries][Shape::kBatch];
     for (int s = 0; s < Shape::kBatch; ++s) {
       float k[Shape::kColumns];
       for (int p = 0; p < Shape::kPieces; ++p) {
         Shape::Piece::widen(raw[s][p], k + p * Shape::kWidth);
       }
-      for (int h = 0; h < Shape::kGroup; ++h) {
+      for (int h = 0; h < Shape::kQueries; ++h) {
         float dot = of_lane[h][0] * k[0];
         for (int i = 1; i < Shape::kColumns; ++i) dot = fmaf(of_lane[h][i], k[i], dot);
         dots[h][s] = dot;
       }
     }
     const bool mine = lane() % Shape::kBatches == batch;
-    for (int h = 0; h < Shape::kGroup; ++h) {
+    for (int h = 0; h < Shape::kQueries; ++h) {
       fold<Shape::kBatch>(dots[h], Shape::kLanes / 2);
       float dot = dots[h][0];
       for (int mask = Shape::kBatches / 2; mask > 0; mask /= 2) dot += shuffle_xor(dot, mask);
@@ -101,8 +120,8 @@ template <class Shape>
 __device__ __forceinline__ void add_values(const typename Shape::Element* values, int n_keys,
                                            int head_dim, int warp, SharedState<Shape>& shared) {
   const LaneRows<Shape> rows(values, n_keys, head_dim);
-  float sums[Shape::kGroup][Shape::kColumns];
-  for (int h = 0; h < Shape::kGroup; ++h) {
+  float sums[Shape::kQueries][Shape::kColumns];
+  for (int h = 0; h < Shape::kQueries; ++h) {
     for (int i = 0; i < Shape::kColumns; ++i) sums[h][i] = 0.0f;
   }
 #pragma unroll(Shape::kUnrolled)
@@ -118,7 +137,7 @@ __device__ __forceinline__ void add_values(const typename Shape::Element* values
       for (int p = 0; p < Shape::kPieces; ++p) {
         Shape::Piece::widen(raw[s][p], v + p * Shape::kWidth);
       }
-      for (int h = 0; h < Shape::kGroup; ++h) {
+      for (int h = 0; h < Shape::kQueries; ++h) {
         const float weight = shared.weights[warp][Shape::row(batch, s)][h];
         for (int i = 0; i < Shape::kColumns; ++i) sums[h][i] = fmaf(weight, v[i], sums[h][i]);
       }
@@ -128,7 +147,7 @@ __device__ __forceinline__ void add_values(const typename Shape::Element* values
   constexpr int kLeft = Shape::kColumns / Shape::kRows;
   static_assert(kLeft >= 1 && (Shape::kRows == 1 || Shape::kPieces == 1));
   const int sum_of = lane() / Shape::kLanes;
-  for (int h = 0; h < Shape::kGroup; ++h) {
+  for (int h = 0; h < Shape::kQueries; ++h) {
     float by_part[kLeft][Shape::kRows];
     for (int i = 0; i < Shape::kColumns; ++i) by_part[i % kLeft][i / kLeft] = sums[h][i];
     for (int i = 0; i < kLeft; ++i) fold<Shape::kRows>(by_part[i], 16);
@@ -145,31 +164,30 @@ __device__ __forceinline__ void add_values(const typename Shape::Element* values
   }
 }
 
-// A warp's part of a split: n_keys keys from a row of the cache on, for query heads from first_head
-// on (counted over tokens).
+// A warp's part of a split: n_keys keys, the first at `position` and in this row of the cache.
 template <class Shape>
-__device__ __forceinline__ void attend_keys(const AttendArgs& args, int64_t first_head, int n_heads,
-                                            int64_t row, int n_keys, int warp,
+__device__ __forceinline__ void attend_keys(const AttendArgs& args, const Queries& queries,
+                                            int64_t row, int position, int n_keys, int warp,
                                             SharedState<Shape>& shared) {
   using Element = typename Shape::Element;
   const KvLayerView& cache = args.cache;
   const int head_dim = Shape::kExact ? Shape::kMostDim : static_cast<int>(cache.head_dim);
-  const float* q = args.q + first_head * head_dim;
-  float scores[Shape::kGroup] = {};
-  score_keys<Shape>(static_cast<const Element*>(cache.k) + row * head_dim, n_keys, head_dim, q,
-                    n_heads, scores);
+  float scores[Shape::kQueries] = {};
+  score_keys<Shape>(static_cast<const Element*>(cache.k) + row * head_dim, n_keys, head_dim, args.q,
+                    queries, scores);
   const int key = Shape::row_of_sum();
-  const bool present = key < n_keys;
   float scale = args.scale, v_scale = 1.0f;
-  if (Shape::kScaled && present) {
+  if (Shape::kScaled && key < n_keys) {
     scale = half_to_float(cache.k_scales[row + key]) * scale;
     v_scale = half_to_float(cache.v_scales[row + key]);
   }
-  for (int h = 0; h < Shape::kGroup; ++h) {
-    const float score = present ? scores[h] * scale : -INFINITY;
+  for (int h = 0; h < Shape::kQueries; ++h) {
+    // A row that sees no key of the warp: largest = -inf, weights 0.
+    const bool sees = position + key < queries.keys(h);
+    const float score = sees ? scores[h] * scale : -INFINITY;
     float largest = score;
     for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shuffle_xor(largest, mask));
-    const float weight = exp_of(score - largest);
+    const float weight = sees ? exp_of(score - largest) : 0.0f;
     float sum = weight;
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     shared.weights[warp][key][h] = Shape::kScaled ? weight * v_scale : weight;

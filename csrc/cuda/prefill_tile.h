@@ -23,24 +23,45 @@ struct HalfTile {
   }
 };
 
+// How the threads of a block deal out 64 rows of kRuns runs of 16 bytes: a thread has run `run` of
+// rows first, first + kStep, ..., which are permuted alike.
+template <int kRuns_>
+struct RunsOfThread {
+  static constexpr int kRuns = kRuns_;
+  static constexpr int kStep = kPrefillThreads / kRuns;
+  static constexpr int kRows = kPrefillKeys / kStep;
+  static_assert(kStep % 8 == 0);
+
+  int first, run;
+
+  __device__ __forceinline__ RunsOfThread()
+      : first(static_cast<int>(threadIdx.x) / kRuns), run(static_cast<int>(threadIdx.x) % kRuns) {}
+};
+
+__device__ __forceinline__ void copy_or_clear(unsigned char* to, const void* from, bool present) {
+  if (present) {
+    copy_async16(to, from);
+  } else {
+    *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+  }
+}
+
 // Rows of an f16 block, straight into a tile; rows from n_rows on are zeros.
 template <int kDim>
 struct HalfBlocks {
   using Tile = HalfTile<kDim>;
+  using Runs = RunsOfThread<kDim / 8>;
   static constexpr int kSharedBytes = 2 * Tile::kBytes;
 
   static __device__ __forceinline__ void start(const uint16_t* rows, int n_rows,
                                                unsigned char* tile) {
+    const Runs runs;
+    const uint16_t* from = rows + runs.first * kDim + runs.run * 8;
+    unsigned char* to = tile + Tile::offset(runs.first, runs.run);
 #pragma unroll
-    for (int i = 0; i < kPrefillKeys * Tile::kRuns / kPrefillThreads; ++i) {
-      const int index = static_cast<int>(threadIdx.x) + i * kPrefillThreads;
-      const int row = index / Tile::kRuns, run = index % Tile::kRuns;
-      unsigned char* to = tile + Tile::offset(row, run);
-      if (row < n_rows) {
-        copy_async16(to, rows + row * kDim + run * 8);
-      } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
-      }
+    for (int i = 0; i < Runs::kRows; ++i) {
+      copy_or_clear(to + i * Runs::kStep * Tile::kRowBytes, from + i * Runs::kStep * kDim,
+                    runs.first + i * Runs::kStep < n_rows);
     }
     commit_copies();
   }
@@ -51,27 +72,30 @@ struct HalfBlocks {
 template <int kDim>
 struct Int8Blocks {
   using Tile = HalfTile<kDim>;
+  using Runs = RunsOfThread<kDim / 16>;
   static constexpr int kRawBytes = kPrefillKeys * kDim;
-  static constexpr int kRuns = kDim / 16;  // of 16 bytes, in a row
-  static constexpr int kRunsPerThread = kPrefillKeys * kRuns / kPrefillThreads;
   static constexpr int kSharedBytes = 2 * Tile::kBytes + 2 * kRawBytes + kPrefillKeys * 4;
 
-  // The row of the i-th run of this thread.
-  static __device__ __forceinline__ int row(int i) {
-    return (static_cast<int>(threadIdx.x) + i * kPrefillThreads) / kRuns;
-  }
-
   static __device__ __forceinline__ void start(const int8_t* rows, int n_rows, unsigned char* raw) {
+    const Runs runs;
+    const int at = static_cast<int>(threadIdx.x) * 16;
 #pragma unroll
-    for (int i = 0; i < kRunsPerThread; ++i) {
-      const int index = static_cast<int>(threadIdx.x) + i * kPrefillThreads;
-      if (row(i) < n_rows) {
-        copy_async16(raw + index * 16, rows + index * 16);
-      } else {
-        *reinterpret_cast<uint4*>(raw + index * 16) = make_uint4(0, 0, 0, 0);
-      }
+    for (int i = 0; i < Runs::kRows; ++i) {
+      copy_or_clear(raw + at + i * Runs::kStep * kDim, rows + at + i * Runs::kStep * kDim,
+                    runs.first + i * Runs::kStep < n_rows);
     }
     commit_copies();
+  }
+
+  // Scales of the rows of which this thread has runs.
+  static __device__ __forceinline__ void load_scales(const uint16_t* scales, int n_rows,
+                                                     uint16_t (&of_rows)[Runs::kRows]) {
+    const Runs runs;
+#pragma unroll
+    for (int i = 0; i < Runs::kRows; ++i) {
+      const int row = runs.first + i * Runs::kStep;
+      of_rows[i] = row < n_rows ? scales[row] : uint16_t{0};
+    }
   }
 
   // Four codes as halves, exactly: 1024 + byte, less 1152.
@@ -82,14 +106,18 @@ struct Int8Blocks {
                       add_halves(permute_bytes(biased, 0x64646464u, 0x4342u), kLess));
   }
 
-  // kScaled: run i times scales[i], rounded to f16.
+  // kScaled: times the row's scale, rounded to f16.
   template <bool kScaled>
-  static __device__ __forceinline__ void widen(const unsigned char* raw, const uint16_t* scales,
+  static __device__ __forceinline__ void widen(const unsigned char* raw,
+                                               const uint16_t (&scales)[Runs::kRows],
                                                unsigned char* tile) {
+    const Runs runs;
+    const unsigned char* from = raw + threadIdx.x * 16;
+    unsigned char* low = tile + Tile::offset(runs.first, 2 * runs.run);
+    unsigned char* high = tile + Tile::offset(runs.first, 2 * runs.run + 1);
 #pragma unroll
-    for (int i = 0; i < kRunsPerThread; ++i) {
-      const int index = static_cast<int>(threadIdx.x) + i * kPrefillThreads;
-      const uint4 codes = *reinterpret_cast<const uint4*>(raw + index * 16);
+    for (int i = 0; i < Runs::kRows; ++i) {
+      const uint4 codes = *reinterpret_cast<const uint4*>(from + i * Runs::kStep * kDim);
       const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
       uint32_t halves[8];
 #pragma unroll
@@ -103,10 +131,10 @@ struct Int8Blocks {
 #pragma unroll
         for (int w = 0; w < 8; ++w) halves[w] = multiply_halves(halves[w], scale);
       }
-      const int run = 2 * (index % kRuns);
-      *reinterpret_cast<uint4*>(tile + Tile::offset(row(i), run)) =
+      const int skipped = i * Runs::kStep * Tile::kRowBytes;
+      *reinterpret_cast<uint4*>(low + skipped) =
           make_uint4(halves[0], halves[1], halves[2], halves[3]);
-      *reinterpret_cast<uint4*>(tile + Tile::offset(row(i), run + 1)) =
+      *reinterpret_cast<uint4*>(high + skipped) =
           make_uint4(halves[4], halves[5], halves[6], halves[7]);
     }
   }

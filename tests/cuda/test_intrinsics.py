@@ -31,6 +31,9 @@ EXPECTED = {
     "use_half_to_float": {75: r"HADD2\.F32"},
     "use_pack_halves": {75: r"(F2F\.F16\.F32.*){2}", 80: r"F2FP"},
     "use_halves": {75: r"(HADD2\.F32.*){2}"},
+    "use_add_halves": {75: r"HADD2 "},
+    "use_multiply_halves": {75: r"HMUL2 "},
+    "use_exp2_approximate": {75: r"MUFU\.EX2"},
     "use_copies": {
         75: r"LDG\.E\.128.*STS\.128.*BAR\.SYNC.*LDS",
         80: r"LDGSTS\.E\.BYPASS\.128.*LDGDEPBAR.*DEPBAR\.LE SB0, 0x1.*DEPBAR\.LE SB0, 0x0.*"

@@ -1,57 +1,33 @@
-// attention_tests [--list] [NAME...]: all tests, or those named; 1 if one failed.
-#include <cstdio>
-#include <cstring>
-#include <exception>
-
-#include "emulation/control.h"
+#include "checks.h"
 #include "harness.h"
 
-namespace llama2q::testing {
-
-std::vector<Test>& tests() {
-  static std::vector<Test> all;
-  return all;
+int main(int n_arguments, char** arguments) {
+  using namespace checks;
+  return run(n_arguments, arguments,
+             {
+                 {"append_shapes", check_append_shapes},
+                 {"append_magnitudes", check_append_magnitudes},
+                 {"append_ties", check_append_ties},
+                 {"append_faults", check_append_faults},
+                 {"decode_positions_f32", check_decode_positions_f32},
+                 {"decode_positions_f16", check_decode_positions_f16},
+                 {"decode_positions_int8", check_decode_positions_int8},
+                 {"decode_odd_shapes", check_decode_odd_shapes},
+                 {"decode_runs", check_decode_runs},
+                 {"decode_long_contexts", check_decode_long_contexts},
+                 {"decode_independence", check_decode_independence},
+                 {"decode_replay", check_decode_replay},
+                 {"prefill_kernels", check_prefill_kernels},
+                 {"prefill_parts", check_prefill_parts},
+                 {"prefill_odd_groups", check_prefill_odd_groups},
+                 {"prefill_independence", check_prefill_independence},
+                 {"prefill_causality", check_prefill_causality},
+                 {"prefill_fault", check_prefill_fault},
+                 {"embed", check_embed},
+                 {"copy_blocks", check_copy_blocks},
+                 {"select_sizes", check_select_sizes},
+                 {"select_large_vocabulary", check_select_large_vocabulary},
+                 {"select_ties", check_select_ties},
+                 {"select_faults", check_select_faults},
+             });
 }
-
-namespace {
-
-bool is_wanted(const Test& test, int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    if (std::strcmp(argv[i], test.name) == 0) return true;
-  }
-  return argc == 1;
-}
-
-bool passes(const Test& test) {
-  try {
-    test.run();
-    std::printf("ok %s\n", test.name);
-    return true;
-  } catch (const std::exception& error) {
-    std::printf("FAILED %s: %s\n", test.name, error.what());
-    return false;
-  }
-}
-
-int run(int argc, char** argv) {
-  cuda_emulation::machine().major = 9;
-  cuda_emulation::machine().minor = 0;
-  const bool list = argc == 2 && std::strcmp(argv[1], "--list") == 0;
-  int n_run = 0, n_failed = 0;
-  for (const Test& test : tests()) {
-    if (list) {
-      std::printf("%s\n", test.name);
-    } else if (is_wanted(test, argc, argv)) {
-      ++n_run;
-      n_failed += passes(test) ? 0 : 1;
-    }
-  }
-  if (list) return 0;
-  std::printf("%d of %d tests passed\n", n_run - n_failed, n_run);
-  return n_failed == 0 && n_run > 0 ? 0 : 1;
-}
-
-}  // namespace
-}  // namespace llama2q::testing
-
-int main(int argc, char** argv) { return llama2q::testing::run(argc, argv); }

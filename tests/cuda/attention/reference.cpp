@@ -18,7 +18,7 @@
 #include "base/types.h"
 #include "harness.h"
 
-namespace llama2q::testing {
+namespace checks {
 namespace {
 
 constexpr double kU = 0x1p-24, kH = 0x1p-11, kT = 0x1p-25;
@@ -44,10 +44,10 @@ std::vector<double> row_of(const HostCache& cache, const std::vector<uint8_t>& r
     if (cache.shape.type == KvType::kF32) {
       value = reinterpret_cast<const float*>(rows.data())[at];
     } else if (cache.shape.type == KvType::kF16) {
-      value = f16_to_f32(reinterpret_cast<const uint16_t*>(rows.data())[at]);
+      value = llama2q::f16_to_f32(reinterpret_cast<const uint16_t*>(rows.data())[at]);
     } else {
       value = static_cast<double>(reinterpret_cast<const int8_t*>(rows.data())[at]) *
-              f16_to_f32(scales[static_cast<size_t>(row)]);
+              llama2q::f16_to_f32(scales[static_cast<size_t>(row)]);
     }
   }
   return x;
@@ -180,4 +180,4 @@ void expect_close(const std::vector<float>& found, const Reference& reference,
   }
 }
 
-}  // namespace llama2q::testing
+}  // namespace checks

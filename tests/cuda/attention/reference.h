@@ -5,7 +5,7 @@
 
 #include "step.h"
 
-namespace llama2q::testing {
+namespace checks {
 
 struct Reference {
   std::vector<double> out;    // [n_tokens, n_heads, head_dim]
@@ -20,4 +20,4 @@ Reference prefill_reference(const Step& step);
 void expect_close(const std::vector<float>& found, const Reference& reference,
                   const std::string& what);
 
-}  // namespace llama2q::testing
+}  // namespace checks

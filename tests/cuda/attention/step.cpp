@@ -6,7 +6,7 @@
 
 #include "isa/tables.h"
 
-namespace llama2q::testing {
+namespace checks {
 namespace {
 
 using Random = std::mt19937;
@@ -132,7 +132,7 @@ bool append_on_host(Step& step) {
   const AppendArgs args = append_args(step);
   bool finite = true;
   for (int64_t t = 0; t < step.n_tokens(); ++t) {
-    finite = kScalarKernels.append(args, t) && finite;
+    finite = llama2q::kScalarKernels.append(args, t) && finite;
   }
   return finite;
 }
@@ -143,9 +143,10 @@ bool rope_append_on_host(Step& step) {
   for (int64_t t = 0; t < step.n_tokens(); ++t) {
     const float* cos = step.cos.data() + t * dim / 2;
     const float* sin = step.sin.data() + t * dim / 2;
-    kScalarKernels.rope(step.q.data() + t * shape.n_heads * dim, cos, sin, shape.n_heads, dim);
-    kScalarKernels.rope(step.k.data() + t * shape.n_kv_heads * dim, cos, sin, shape.n_kv_heads,
-                        dim);
+    llama2q::kScalarKernels.rope(step.q.data() + t * shape.n_heads * dim, cos, sin, shape.n_heads,
+                                 dim);
+    llama2q::kScalarKernels.rope(step.k.data() + t * shape.n_kv_heads * dim, cos, sin,
+                                 shape.n_kv_heads, dim);
   }
   return append_on_host(step);
 }
@@ -215,6 +216,10 @@ cuda::RopeAppendArgs DeviceStep::append_args() {
           .fault_code = 7};
 }
 
-cuda::Stream stream() { return {.handle = nullptr, .programmatic = true}; }
+cuda::Stream stream() {
+  int major = 0;
+  cuda::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "capability");
+  return {.handle = nullptr, .programmatic = major >= 9};
+}
 
-}  // namespace llama2q::testing
+}  // namespace checks

@@ -9,10 +9,30 @@
 #include <vector>
 
 #include "cuda/attention.h"
-#include "device_array.h"
+#include "harness.h"
 #include "kernels/args.h"
 
-namespace llama2q::testing {
+namespace checks {
+
+using llama2q::AppendArgs;
+using llama2q::element_bytes;
+using llama2q::EmbeddingView;
+using llama2q::kBlockSize;
+using llama2q::KvLayerView;
+using llama2q::KvType;
+using llama2q::MatrixKind;
+namespace cuda = llama2q::cuda;
+
+// `what` names the case.
+template <class T>
+void expect_equal(const std::vector<T>& got, const std::vector<T>& wanted,
+                  const std::string& what) {
+  try {
+    expect_equal(got, wanted);
+  } catch (const Failure& failure) {
+    throw Failure(what + ": " + failure.what());
+  }
+}
 
 struct Shape {
   KvType type;
@@ -40,8 +60,8 @@ struct Step {
   Shape shape;
   std::vector<int32_t> positions, sequence_of_token, block_tables;
   int64_t max_blocks = 0, n_blocks = 3;  // three blocks are nobody's
-  std::vector<float> q, k, v;   // of the step's tokens, before RoPE
-  std::vector<float> cos, sin;  // f32 [n_tokens, head_dim / 2]
+  std::vector<float> q, k, v;            // of the step's tokens, before RoPE
+  std::vector<float> cos, sin;           // f32 [n_tokens, head_dim / 2]
   std::shared_ptr<HostCache> cache;
 
   int64_t n_tokens() const { return static_cast<int64_t>(positions.size()); }
@@ -67,14 +87,14 @@ struct DeviceStep {
 
   Shape shape;
   int64_t n_tokens, n_blocks, max_blocks;
-  DeviceArray<int32_t> positions, sequence_of_token, block_tables;
-  DeviceArray<float> q, k_rows, v_rows, cos, sin, out;
-  DeviceArray<uint8_t> k, v;
-  DeviceArray<uint16_t> k_scales, v_scales;
-  DeviceArray<int32_t> fault;
+  Buffer<int32_t> positions, sequence_of_token, block_tables;
+  Buffer<float> q, k_rows, v_rows, cos, sin, out;
+  Buffer<uint8_t> k, v;
+  Buffer<uint16_t> k_scales, v_scales;
+  Buffer<int32_t> fault;
 };
 
-// Launches may overlap, as on devices of compute capability 9.0.
+// Launches may overlap where the device can do that.
 cuda::Stream stream();
 
-}  // namespace llama2q::testing
+}  // namespace checks

@@ -11,6 +11,8 @@ void check_dots();
 void check_half_to_float();
 void check_float_to_half();
 void check_packed_halves();
+void check_half_arithmetic();
+void check_exp2();
 
 // intrinsics_matrices.cu
 void check_mma_us8();

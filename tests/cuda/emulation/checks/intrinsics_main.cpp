@@ -12,6 +12,8 @@ int main(int n_arguments, char** arguments) {
                  {"half_to_float", check_half_to_float},
                  {"float_to_half", check_float_to_half},
                  {"packed_halves", check_packed_halves},
+                 {"half_arithmetic", check_half_arithmetic},
+                 {"exp2", check_exp2},
                  {"mma_us8", check_mma_us8},
                  {"mma_ss8", check_mma_ss8},
                  {"mma_f16", check_mma_f16},

@@ -64,6 +64,19 @@ __global__ void pack(const float* x, uint32_t* y) {
   y[3 * i + 2] = __float_as_uint(llama2q::cuda::high_half(packed));
 }
 
+// y: sums, then products.
+__global__ void calculate_halves(const uint32_t* a, const uint32_t* b, uint32_t* y, unsigned n) {
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  y[i] = llama2q::cuda::add_halves(a[i], b[i]);
+  y[n + i] = llama2q::cuda::multiply_halves(a[i], b[i]);
+}
+
+__global__ void raise_two(const float* x, float* y, unsigned n) {
+  const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = llama2q::cuda::exp2_approximate(x[i]);
+}
+
 unsigned blocks_of(size_t n) { return static_cast<unsigned>((n + 255) / 256); }
 
 }  // namespace
@@ -208,6 +221,58 @@ void check_packed_halves() {
   Buffer<uint32_t> y(192);
   launch(Stream{}, pack, 1, 64, 0, from.data(), y.data());
   expect_equal(y.read(), wanted);
+}
+
+void check_half_arithmetic() {
+  // In float64 both are exact (a half has 11 bits and exponents from -24 to 15); rounding that to
+  // float32 first changes nothing, since 24 >= 2 * 11 + 2.
+  constexpr size_t n = 4096;
+  const auto random_pair = [] {
+    uint32_t pair = random_words(1)[0];
+    for (const uint32_t exponent : {0x7c00u, 0x7c000000u}) {
+      if ((pair & exponent) == exponent) pair ^= exponent;  // finite
+    }
+    return pair;
+  };
+  std::vector<uint32_t> a(n), b(n), wanted(2 * n);
+  for (size_t i = 0; i < n; ++i) {
+    a[i] = random_pair();
+    b[i] = i % 4 == 0 ? a[i] ^ 0x80018001u : random_pair();  // close to cancelling
+    for (uint32_t shift = 0; shift < 32; shift += 16) {
+      const auto half = [shift](uint32_t pair) -> double {
+        return llama2q::f16_to_f32(static_cast<uint16_t>(pair >> shift));
+      };
+      const auto sum = static_cast<float>(half(a[i]) + half(b[i]));
+      const auto product = static_cast<float>(half(a[i]) * half(b[i]));
+      wanted[i] |= static_cast<uint32_t>(llama2q::f32_to_f16(sum)) << shift;
+      wanted[n + i] |= static_cast<uint32_t>(llama2q::f32_to_f16(product)) << shift;
+    }
+  }
+  Buffer<uint32_t> first(a), second(b), y(2 * n);
+  launch(Stream{}, calculate_halves, blocks_of(n), 256, 0, first.data(), second.data(), y.data(),
+         static_cast<unsigned>(n));
+  expect_equal(y.read(), wanted);
+}
+
+void check_exp2() {
+  std::vector<float> x;
+  for (int i = -4 * 160; i <= 4 * 20; ++i) {
+    x.push_back(static_cast<float>(i) * 0.25f + static_cast<float>(random_int(0, 999)) * 1e-4f);
+  }
+  for (int i = -130; i <= 20; ++i) x.push_back(static_cast<float>(i));
+  const auto n = static_cast<unsigned>(x.size());
+  Buffer<float> from(x), y(n);
+  launch(Stream{}, raise_two, blocks_of(n), 256, 0, from.data(), y.data(), n);
+  const std::vector<float> got = y.read();
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double wanted = std::exp2(static_cast<double>(x[i]));
+    const double limit = x[i] < -125.9f ? 0x1p-126 : wanted * 0x1p-22;
+    expect(std::abs(got[i] - wanted) <= limit, "2^" + std::to_string(x[i]));
+  }
+  const std::vector<float> ends = {-INFINITY, 0.0f, -0.0f};
+  Buffer<float> from_ends(ends), y_ends(ends.size());
+  launch(Stream{}, raise_two, 1, 32, 0, from_ends.data(), y_ends.data(), 3u);
+  expect_equal(y_ends.read(), std::vector<float>{0.0f, 1.0f, 1.0f});
 }
 
 }  // namespace checks

@@ -67,6 +67,18 @@ __global__ void use_halves(float* y, const uint32_t* x) {
   y[threadIdx.x] = low_half(x[threadIdx.x]) * high_half(x[threadIdx.x]);
 }
 
+__global__ void use_add_halves(uint32_t* y, const uint32_t* x) {
+  y[threadIdx.x] = add_halves(x[threadIdx.x], x[threadIdx.x + 32]);
+}
+
+__global__ void use_multiply_halves(uint32_t* y, const uint32_t* x) {
+  y[threadIdx.x] = multiply_halves(x[threadIdx.x], x[threadIdx.x + 32]);
+}
+
+__global__ void use_exp2_approximate(float* y, const float* x) {
+  y[threadIdx.x] = exp2_approximate(x[threadIdx.x]);
+}
+
 __global__ void use_copies(float* y, const float* x) {
   unsigned char* shared = dynamic_shared();
   copy_async16(shared + 16 * threadIdx.x, x + 4 * threadIdx.x);

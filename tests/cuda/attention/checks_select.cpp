@@ -4,12 +4,12 @@
 #include <numeric>
 #include <random>
 
+#include "checks.h"
 #include "cuda/select.h"
-#include "device_array.h"
 #include "harness.h"
 #include "step.h"
 
-namespace llama2q::testing {
+namespace checks {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -22,12 +22,12 @@ struct Selected {
 
 Selected select(const std::vector<float>& logits, int64_t n_rows, int64_t k) {
   const int64_t vocab_size = static_cast<int64_t>(logits.size()) / n_rows;
-  const DeviceArray<float> rows(logits);
-  DeviceArray<float> values(static_cast<size_t>(n_rows * k));
-  DeviceArray<int32_t> ids(static_cast<size_t>(n_rows * k));
-  DeviceArray<uint64_t> scratch(static_cast<size_t>(cuda::select_scratch(n_rows, vocab_size, k)));
-  DeviceArray<uint32_t> tickets(std::vector<uint32_t>(static_cast<size_t>(n_rows)));
-  DeviceArray<int32_t> fault(std::vector<int32_t>{0});
+  const Buffer<float> rows(logits);
+  Buffer<float> values(static_cast<size_t>(n_rows * k));
+  Buffer<int32_t> ids(static_cast<size_t>(n_rows * k));
+  Buffer<uint64_t> scratch(static_cast<size_t>(cuda::select_scratch(n_rows, vocab_size, k)));
+  Buffer<uint32_t> tickets(std::vector<uint32_t>(static_cast<size_t>(n_rows)));
+  Buffer<int32_t> fault(std::vector<int32_t>{0});
   cuda::select(stream(), {.logits = rows.data(),
                           .n_rows = n_rows,
                           .vocab_size = vocab_size,
@@ -38,8 +38,8 @@ Selected select(const std::vector<float>& logits, int64_t n_rows, int64_t k) {
                           .tickets = tickets.data(),
                           .fault = fault.data(),
                           .fault_code = 9});
-  for (const uint32_t ticket : tickets.get()) expect(ticket == 0, "tickets are left");
-  return {ids.get(), values.get(), fault.get()[0]};
+  for (const uint32_t ticket : tickets.read()) expect(ticket == 0, "tickets are left");
+  return {ids.read(), values.read(), fault.read()[0]};
 }
 
 void expect_right(const std::vector<float>& logits, int64_t n_rows, int64_t k,
@@ -63,7 +63,9 @@ void expect_right(const std::vector<float>& logits, int64_t n_rows, int64_t k,
   expect_equal(found.values, values, what + ": values");
 }
 
-void test_sizes() {
+}  // namespace
+
+void check_select_sizes() {
   std::mt19937 random(3);
   std::normal_distribution<float> draw(0.0f, 3.0f);
   for (const int64_t vocab_size : {1, 7, 512, 2047, 2048, 2049, 6000}) {
@@ -80,7 +82,7 @@ void test_sizes() {
 }
 
 // More candidates than are sorted at once: 33 chunks of 64.
-void test_large_vocabulary() {
+void check_select_large_vocabulary() {
   std::vector<float> logits(33 * 2048);
   for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i * 7919 % 10007);
   expect_right(logits, 1, 64, "large vocabulary");
@@ -88,7 +90,7 @@ void test_large_vocabulary() {
 }
 
 // The lower id first; -0 is 0; -inf is allowed.
-void test_ties() {
+void check_select_ties() {
   std::mt19937 random(4);
   const float few[] = {1.0f, 0.0f, -0.0f, -1.0f, -kInfinity, 0x1p-149f, 3e38f};
   for (const int64_t k : {1, 33, 64}) {
@@ -101,7 +103,7 @@ void test_ties() {
   }
 }
 
-void test_faults() {
+void check_select_faults() {
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity}) {
     for (const size_t at : {size_t{0}, size_t{2048}, size_t{4499}}) {
       std::vector<float> logits(4500, 1.0f);
@@ -112,10 +114,4 @@ void test_faults() {
   }
 }
 
-const Registered kSizes{"select_sizes", test_sizes};
-const Registered kLargeVocabulary{"select_large_vocabulary", test_large_vocabulary};
-const Registered kTies{"select_ties", test_ties};
-const Registered kFaults{"select_faults", test_faults};
-
-}  // namespace
-}  // namespace llama2q::testing
+}  // namespace checks

@@ -3,14 +3,14 @@
 #include <random>
 
 #include "base/types.h"
+#include "checks.h"
 #include "cuda/copy_blocks.h"
 #include "cuda/embed.h"
-#include "device_array.h"
 #include "harness.h"
 #include "isa/tables.h"
 #include "step.h"
 
-namespace llama2q::testing {
+namespace checks {
 namespace {
 
 std::vector<uint8_t> random_bytes(std::mt19937& random, int64_t n) {
@@ -26,9 +26,9 @@ std::vector<uint8_t> codes_of(MatrixKind kind, std::mt19937& random, int64_t n) 
   for (int64_t i = 0; i < n; ++i) {
     const float x = std::ldexp(static_cast<float>(random()) * 0x1p-32f - 0.5f,
                                static_cast<int>(random() % 40) - 25);
-    const uint32_t bits = float_bits(x);
+    const uint32_t bits = llama2q::float_bits(x);
     const uint32_t of_kind = kind == MatrixKind::kF32   ? bits
-                             : kind == MatrixKind::kF16 ? f32_to_f16(x)
+                             : kind == MatrixKind::kF16 ? llama2q::f32_to_f16(x)
                                                         : bits >> 16;
     for (int byte = 0; byte < (kind == MatrixKind::kF32 ? 4 : 2); ++byte) {
       bytes.push_back(static_cast<uint8_t>(of_kind >> (8 * byte)));
@@ -37,7 +37,9 @@ std::vector<uint8_t> codes_of(MatrixKind kind, std::mt19937& random, int64_t n) 
   return bytes;
 }
 
-void test_embed() {
+}  // namespace
+
+void check_embed() {
   std::mt19937 random(1);
   const int64_t rows = 37;
   const std::vector<int32_t> ids = {0, 36, 5, 5, 17};
@@ -51,10 +53,10 @@ void test_embed() {
       for (int64_t i = 0; i < rows * n_groups; ++i) {
         scales.push_back(static_cast<uint16_t>((random() & 0x83ffu) + 0x400u * (random() % 30)));
       }
-      const DeviceArray<uint8_t> device_codes(codes);
-      const DeviceArray<uint16_t> device_scales(scales);
-      const DeviceArray<int32_t> device_ids(ids);
-      DeviceArray<float> x(ids.size() * static_cast<size_t>(cols));
+      const Buffer<uint8_t> device_codes(codes);
+      const Buffer<uint16_t> device_scales(scales);
+      const Buffer<int32_t> device_ids(ids);
+      Buffer<float> x(ids.size() * static_cast<size_t>(cols));
       EmbeddingView table{.kind = kind,
                           .rows = rows,
                           .cols = cols,
@@ -67,14 +69,17 @@ void test_embed() {
       table.scales = scales.data();
       std::vector<float> expected(ids.size() * static_cast<size_t>(cols));
       for (size_t i = 0; i < ids.size(); ++i) {
-        kScalarKernels.embed(table, ids[i], expected.data() + static_cast<int64_t>(i) * cols);
+        llama2q::kScalarKernels.embed(table, ids[i],
+                                      expected.data() + static_cast<int64_t>(i) * cols);
       }
       expect_equal(
-          x.get(), expected,
+          x.read(), expected,
           "kind " + std::to_string(static_cast<int>(kind)) + ", cols " + std::to_string(cols));
     }
   }
 }
+
+namespace {
 
 // Layers of a cache in one piece of memory, with `gap` bytes before the last one.
 struct Layers {
@@ -125,11 +130,13 @@ struct Layers {
 
   size_t data, scales, layer;
   std::vector<uint8_t> bytes;
-  DeviceArray<uint8_t> memory;
+  Buffer<uint8_t> memory;
   std::vector<KvLayerView> views;
 };
 
-void test_copy_blocks() {
+}  // namespace
+
+void check_copy_blocks() {
   std::mt19937 random(2);
   const std::vector<int32_t> from = {4, 0, 4}, to = {1, 6, 2};
   for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kInt8}) {
@@ -137,17 +144,13 @@ void test_copy_blocks() {
       for (const int64_t gap : {0, 128}) {
         const Shape shape{type, head_dim, 3, 3};
         Layers layers(shape, 7, 3, gap, random);
-        const DeviceArray<int32_t> source(from), destination(to);
+        const Buffer<int32_t> source(from), destination(to);
         cuda::copy_blocks(stream(), layers.views.data(), 3, source.data(), destination.data(), 3);
         layers.copy(from, to);
-        expect_equal(layers.memory.get(), layers.bytes, describe(shape));
+        expect_equal(layers.memory.read(), layers.bytes, describe(shape));
       }
     }
   }
 }
 
-const Registered kEmbed{"embed", test_embed};
-const Registered kCopyBlocks{"copy_blocks", test_copy_blocks};
-
-}  // namespace
-}  // namespace llama2q::testing
+}  // namespace checks

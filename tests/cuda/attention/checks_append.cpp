@@ -3,10 +3,11 @@
 #include <cmath>
 #include <limits>
 
+#include "checks.h"
 #include "harness.h"
 #include "step.h"
 
-namespace llama2q::testing {
+namespace checks {
 namespace {
 
 constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kInt8};
@@ -15,16 +16,18 @@ void expect_same_bytes(Step step, const std::string& what) {
   DeviceStep device(step);
   cuda::rope_append(stream(), device.append_args());
   const bool finite = rope_append_on_host(step);
-  expect(device.fault.get()[0] == (finite ? 0 : 7), what + ": fault");
+  expect(device.fault.read()[0] == (finite ? 0 : 7), what + ": fault");
   if (!finite) return;
-  expect_equal(device.q.get(), step.q, what + ": q");
-  expect_equal(device.k.get(), step.cache->k, what + ": K");
-  expect_equal(device.v.get(), step.cache->v, what + ": V");
-  expect_equal(device.k_scales.get(), step.cache->k_scales, what + ": K's scales");
-  expect_equal(device.v_scales.get(), step.cache->v_scales, what + ": V's scales");
+  expect_equal(device.q.read(), step.q, what + ": q");
+  expect_equal(device.k.read(), step.cache->k, what + ": K");
+  expect_equal(device.v.read(), step.cache->v, what + ": V");
+  expect_equal(device.k_scales.read(), step.cache->k_scales, what + ": K's scales");
+  expect_equal(device.v_scales.read(), step.cache->v_scales, what + ": V's scales");
 }
 
-void test_shapes() {
+}  // namespace
+
+void check_append_shapes() {
   uint32_t seed = 1;
   for (const KvType type : kTypes) {
     for (const int64_t head_dim : {2, 6, 8, 48, 64, 126, 128, 256}) {
@@ -36,7 +39,7 @@ void test_shapes() {
 }
 
 // Rows of one magnitude: zeros, the smallest and largest that the types hold, and in between.
-void test_magnitudes() {
+void check_append_magnitudes() {
   for (const KvType type : kTypes) {
     for (const float magnitude : {0.0f,
                                   -0.0f,
@@ -70,7 +73,7 @@ void test_magnitudes() {
 }
 
 // Ties of rint and of f16, and values just beside them.
-void test_ties() {
+void check_append_ties() {
   for (const KvType type : kTypes) {
     const Shape shape{type, 64, 1, 1};
     Step step = make_step(shape, {{0, 3}}, 6);
@@ -87,7 +90,7 @@ void test_ties() {
 }
 
 // One value that the cache cannot hold is enough.
-void test_faults() {
+void check_append_faults() {
   for (const KvType type : kTypes) {
     for (const bool in_k : {false, true}) {
       const Shape shape{type, 48, 2, 2};
@@ -95,16 +98,10 @@ void test_faults() {
       (in_k ? step.k : step.v)[101] = std::nanf("");
       DeviceStep device(step);
       cuda::rope_append(stream(), device.append_args());
-      expect(device.fault.get()[0] == 7, describe(shape) + ": a NaN went unnoticed");
+      expect(device.fault.read()[0] == 7, describe(shape) + ": a NaN went unnoticed");
       expect(!rope_append_on_host(step), describe(shape) + ": the CPU takes a NaN");
     }
   }
 }
 
-const Registered kShapes{"append_shapes", test_shapes};
-const Registered kMagnitudes{"append_magnitudes", test_magnitudes};
-const Registered kTies{"append_ties", test_ties};
-const Registered kFaults{"append_faults", test_faults};
-
-}  // namespace
-}  // namespace llama2q::testing
+}  // namespace checks

@@ -1,12 +1,12 @@
 // attend_decode(): within float64's bounds, and a token's result is its own.
 #include <numeric>
 
-#include "emulation/control.h"
+#include "checks.h"
 #include "harness.h"
 #include "reference.h"
 #include "step.h"
 
-namespace llama2q::testing {
+namespace checks {
 namespace {
 
 constexpr KvType kTypes[] = {KvType::kF32, KvType::kF16, KvType::kInt8};
@@ -22,18 +22,18 @@ struct Scratch {
   }
   cuda::DecodeScratch view() { return {states.data(), tickets.data()}; }
 
-  DeviceArray<float> states;
-  DeviceArray<uint32_t> tickets;
+  Buffer<float> states;
+  Buffer<uint32_t> tickets;
 };
 
-std::vector<float> decode(const Step& step, int64_t context) {
+std::vector<float> decode(const Step& step, int64_t context, int64_t run = 1) {
   DeviceStep device(step);
   Scratch scratch(step.shape, step.n_tokens(), context);
-  cuda::attend_decode(stream(), device.attend_args(), scratch.view(), context);
-  const std::vector<uint32_t> tickets = scratch.tickets.get();
+  cuda::attend_decode(stream(), device.attend_args(), scratch.view(), context, run);
+  const std::vector<uint32_t> tickets = scratch.tickets.read();
   expect(std::accumulate(tickets.begin(), tickets.end(), 0u) == 0, "tickets are left");
-  expect(device.fault.get()[0] == 0, "a fault was raised");
-  return device.out.get();
+  expect(device.fault.read()[0] == 0, "a fault was raised");
+  return device.out.read();
 }
 
 std::vector<float> decode(const Step& step) { return decode(step, context_of(step)); }
@@ -42,6 +42,13 @@ void expect_right(const Shape& shape, const std::vector<Part>& parts, uint32_t s
   Step step = make_step(shape, parts, seed);
   append_on_host(step);
   expect_close(decode(step), decode_reference(step), describe(shape));
+}
+
+// Rows of a result, [n, n_heads * head_dim].
+std::vector<float> rows(const Step& step, const std::vector<float>& out, int64_t begin,
+                        int64_t end) {
+  const int64_t dim = step.shape.n_heads * step.shape.head_dim;
+  return {out.begin() + begin * dim, out.begin() + end * dim};
 }
 
 // One token of each sequence, around the edges of warps, blocks and splits.
@@ -56,12 +63,14 @@ void test_positions(KvType type) {
   }
 }
 
-void test_positions_f32() { test_positions(KvType::kF32); }
-void test_positions_f16() { test_positions(KvType::kF16); }
-void test_positions_int8() { test_positions(KvType::kInt8); }
+}  // namespace
+
+void check_decode_positions_f32() { test_positions(KvType::kF32); }
+void check_decode_positions_f16() { test_positions(KvType::kF16); }
+void check_decode_positions_int8() { test_positions(KvType::kInt8); }
 
 // Odd head_dims, and groups that fill no kernel's heads.
-void test_odd_shapes() {
+void check_decode_odd_shapes() {
   const std::vector<Part> parts = {{5, 1}, {130, 1}, {191, 1}};
   uint32_t seed = 40;
   for (const KvType type : kTypes) {
@@ -77,24 +86,39 @@ void test_odd_shapes() {
   }
 }
 
-// Several tokens of a sequence, as in speculation, and more than a launch takes.
-void test_many_tokens() {
+// Several tokens of a sequence, as in speculation, and more than a launch takes: the same bits
+// however many of them a block takes together.
+void check_decode_runs() {
+  const std::vector<Part> few = {{125, 6}, {0, 3}, {255, 2}, {62, 4}}, many = {{120, 35}, {3, 7}};
   uint32_t seed = 80;
   for (const KvType type : kTypes) {
-    expect_right({type, 64, 4, 2}, {{125, 6}, {0, 3}, {62, 4}}, seed++);
-    expect_right({type, 48, 2, 2}, {{120, 20}, {3, 19}}, seed++);
+    for (const Shape& shape : {Shape{type, 64, 4, 2}, Shape{type, 128, 1, 1}, Shape{type, 48, 1, 1},
+                               Shape{type, 64, 6, 2}, Shape{type, 8, 12, 1}}) {
+      Step step = make_step(shape, shape.n_heads == 1 ? few : many, seed++);
+      append_on_host(step);
+      const std::vector<float> alone = decode(step);
+      expect_close(alone, decode_reference(step), describe(shape));
+      for (const int64_t run : {2, 3, 6, 20}) {
+        expect_equal(decode(step, context_of(step), run), alone,
+                     describe(shape) + ": runs of " + std::to_string(run));
+      }
+    }
   }
 }
 
-// Rows of a result, [n, n_heads * head_dim].
-std::vector<float> rows(const Step& step, const std::vector<float>& out, int64_t begin,
-                        int64_t end) {
-  const int64_t dim = step.shape.n_heads * step.shape.head_dim;
-  return {out.begin() + begin * dim, out.begin() + end * dim};
+// Contexts for which the scratch holds few tokens at a time.
+void check_decode_long_contexts() {
+  const Shape shape{KvType::kF16, 8, 64, 64};
+  Step step = make_step(shape, {{20, 3}, {200, 2}}, 99);
+  append_on_host(step);
+  const std::vector<float> expected = decode(step);
+  for (const int64_t context : {40000, 70000}) {
+    expect_equal(decode(step, context, 3), expected, "context " + std::to_string(context));
+  }
 }
 
-// The same bits alone and beside others, whatever the launch covers and whatever the order.
-void test_independence() {
+// The same bits again, alone and beside others, and whatever the launch covers.
+void check_decode_independence() {
   for (const KvType type : kTypes) {
     for (const int64_t head_dim : {48, 128}) {
       const Shape shape{type, head_dim, 4, 2};
@@ -102,9 +126,7 @@ void test_independence() {
       append_on_host(step);
       const std::vector<float> together = decode(step);
       expect_equal(decode(step, context_of(step) + 1000), together, describe(shape) + ": context");
-      cuda_emulation::seed() = 12345;
-      expect_equal(decode(step), together, describe(shape) + ": order");
-      cuda_emulation::seed() = 0;
+      expect_equal(decode(step), together, describe(shape) + ": again");
       for (int64_t t = 0; t < step.n_tokens(); ++t) {
         Step alone = step;
         const int64_t dim = shape.n_heads * shape.head_dim;
@@ -119,7 +141,7 @@ void test_independence() {
 }
 
 // A recorded launch reads positions and tables anew.
-void test_replay() {
+void check_decode_replay() {
   const Shape shape{KvType::kF16, 64, 2, 2};
   Step first = make_step(shape, {{60, 1}}, 95), second = make_step(shape, {{200, 1}}, 96);
   append_on_host(first);
@@ -133,33 +155,25 @@ void test_replay() {
   cuda::check(cudaStreamCreate(&handle), "stream");
   cuda::AttendArgs args = device.attend_args();
   cuda::check(cudaStreamBeginCapture(handle, cudaStreamCaptureModeThreadLocal), "capture");
-  cuda::attend_decode({.handle = handle, .programmatic = true}, args, scratch.view(), context);
+  cuda::attend_decode({.handle = handle, .programmatic = stream().programmatic}, args,
+                      scratch.view(), context, 1);
   cuda::check(cudaStreamEndCapture(handle, &graph), "end of capture");
   cuda::check(cudaGraphInstantiate(&replayed, graph, 0), "graph");
   cuda::check(cudaGraphLaunch(replayed, handle), "replay");
-  expect_close(device.out.get(), decode_reference(second), "as recorded");
+  expect_close(device.out.read(), decode_reference(second), "as recorded");
   // The first step has fewer blocks: its tables lie in the same array.
   std::vector<int32_t> tables = first.block_tables;
   tables.resize(second.block_tables.size(), -1);
-  device.positions.set(first.positions);
-  device.block_tables.set(tables);
-  device.q.set(first.q);
-  device.k.set(first.cache->k);
-  device.v.set(first.cache->v);
+  device.positions.write(first.positions);
+  device.block_tables.write(tables);
+  device.q.write(first.q);
+  device.k.write(first.cache->k);
+  device.v.write(first.cache->v);
   cuda::check(cudaGraphLaunch(replayed, handle), "replay");
-  expect_close(device.out.get(), decode_reference(first), "replayed");
+  expect_close(device.out.read(), decode_reference(first), "replayed");
   cuda::check(cudaGraphExecDestroy(replayed), "graph");
   cuda::check(cudaGraphDestroy(graph), "graph");
   cuda::check(cudaStreamDestroy(handle), "stream");
 }
 
-const Registered kPositionsF32{"decode_positions_f32", test_positions_f32};
-const Registered kPositionsF16{"decode_positions_f16", test_positions_f16};
-const Registered kPositionsInt8{"decode_positions_int8", test_positions_int8};
-const Registered kOddShapes{"decode_odd_shapes", test_odd_shapes};
-const Registered kManyTokens{"decode_many_tokens", test_many_tokens};
-const Registered kIndependence{"decode_independence", test_independence};
-const Registered kReplay{"decode_replay", test_replay};
-
-}  // namespace
-}  // namespace llama2q::testing
+}  // namespace checks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -253,6 +254,7 @@ def test_limits_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drops files from memory as Linux does")
+@pytest.mark.skipif(shutil.which("dd") is None, reason="needs dd")
 def test_conversions_beside_a_copy(
     mini_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,8 @@ class Plan:
         Which layers are read from disk at each step, where the weights do not fit (on Linux).
     devices : tuple of DeviceShare
         GPUs and their layers, in the order of these; what is said above is the host's share.
+    stream_tokens : int or None
+        Passes of so many tokens send the host's layers through the first GPU.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Plan:
     would_fit: tuple[Alternative, ...]
     read_ahead: ReadAhead | None = None
     devices: tuple[DeviceShare, ...] = ()
+    stream_tokens: int | None = None
 
     @property
     def anonymous_bytes(self) -> int:
@@ -90,7 +93,13 @@ class Plan:
     @property
     def message(self) -> str:
         """The plan in a sentence or two."""
-        return " ".join([*(f"{share}." for share in self.devices), self._host_message])
+        shares = [f"{share}." for share in self.devices]
+        if self.stream_tokens is not None:
+            shares.append(
+                f"The CPU's layers visit the GPU for {self.stream_tokens} tokens of a prompt or "
+                "more."
+            )
+        return " ".join([*shares, self._host_message])
 
     @property
     def _host_message(self) -> str:
@@ -167,6 +176,7 @@ def plan(
     device: str = "auto",
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
+    stream_prefill: int | str | None = "auto",
 ) -> Plan:
     """Say what a model would need; reads the file's header only.
 
@@ -183,7 +193,7 @@ def plan(
         free here, within the limit of the process's cgroup.
     n_sequences : int
         Full contexts that the KV cache holds.
-    device, gpu_layers, gpu_memory
+    device, gpu_layers, gpu_memory, stream_prefill
         As in `llama2q.load`. With gpu_memory and without a GPU: the plan for one that has so much.
 
     Returns
@@ -203,7 +213,7 @@ def plan(
     if n_sequences is None:
         raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
     check_count("n_sequences", n_sequences)
-    request = DeviceRequest.of(device, gpu_layers, gpu_memory)
+    request = DeviceRequest.of(device, gpu_layers, gpu_memory, stream_prefill)
     with L2qFile(path) as file:
         return plan_for(
             file,
@@ -269,6 +279,7 @@ def plan_for(
     needs = Needs.of(file, threads_for(n_threads), isa)
     n_ctx = n_ctx or config.max_seq_len
     shares: tuple[DeviceShare, ...] = ()
+    stream_tokens: int | None = None
     if devices is None:
         devices = request.find()
     if devices:
@@ -279,8 +290,9 @@ def plan_for(
             n_ctx=n_ctx,
             kv_dtypes=_kv_dtypes(file, kv_choice),
             n_sequences=n_sequences,
+            n_threads=threads_for(n_threads),
         )
-        shares = placement.shares
+        shares, stream_tokens = placement.shares, placement.stream_tokens
         needs = needs.beside_devices(file, placement.n_layers)
     if shares:
         kv_dtype, n_sequences = placement.kv_dtype, placement.n_sequences
@@ -310,6 +322,7 @@ def plan_for(
         would_fit=alternatives(needs, chosen, available),
         read_ahead=read_ahead_for(file, room, needs.n_host_layers),
         devices=shares,
+        stream_tokens=stream_tokens,
     )
 
 

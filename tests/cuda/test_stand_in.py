@@ -84,6 +84,89 @@ def test_several_devices(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert llm.logits(ids).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("gpu_layers", [1, 4])
+def test_layers_that_visit(model: Path, kv_dtype: KvChoice, gpu_layers: int) -> None:
+    """Whatever visits a device: the CPU's bits, in the cache too, for prompts in several passes."""
+    expected = logits(model, 500, kv_dtype=kv_dtype, device="cpu")
+    options: dict[str, Any] = {"device": "cuda", "gpu_layers": gpu_layers, "kv_dtype": kv_dtype}
+    found = logits(model, 500, stream_prefill=33, **options)
+    assert found.tobytes() == expected.tobytes()
+
+    def texts(**options: Any) -> list[Any]:
+        """A prompt by several passes that visit, then tokens that do not; prompts side by side."""
+        with llama2q.load(model, n_ctx=1024, kv_dtype=kv_dtype, **options) as llm:
+            ids = (llm.tokenizer.encode(PROMPT) * 40)[:700]
+            one = llm.generate(ids, max_tokens=8, temperature=0)
+            several = llm.generate([ids[:90], ids[:30], ids[40:170]], max_tokens=5, seed=1)
+        return [one.token_ids, [completion.token_ids for completion in several]]
+
+    wanted = texts(device="cpu")
+    assert texts(device="cuda", gpu_layers=gpu_layers, stream_prefill=40) == wanted
+
+
+@pytest.mark.parametrize("quant", ["int8", "none"])
+def test_other_layers_that_visit(convert_mini: Callable[..., Path], quant: str) -> None:
+    path = convert_mini(quant=quant)
+    expected = logits(path, 80, device="cpu")
+    found = logits(path, 80, device="cuda", gpu_layers=2, stream_prefill=40)
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_room_for_layers_that_visit(model: Path) -> None:
+    """It is planned to the byte; by itself only where many layers are the CPU's."""
+    options: dict[str, Any] = {"device": "cuda", "gpu_layers": 2, "n_ctx": 512}
+    (share,) = llama2q.plan(model, **options).devices
+    assert share.stream_bytes == 0
+    plan = llama2q.plan(model, stream_prefill=40, **options)
+    (visited,) = plan.devices
+    assert visited.stream_bytes > 0
+    assert visited.total_bytes == share.total_bytes + visited.stream_bytes
+    assert "The CPU's layers visit the GPU for 40 tokens of a prompt or more." in plan.message
+    with llama2q.load(model, stream_prefill=40, **options) as llm:
+        (device,), (loaded,) = devices.find(), llm.engine.plan.devices
+        assert loaded.stream_bytes > 0
+        assert device.total_bytes - device.free_bytes == loaded.total_bytes
+    tight = visited.total_bytes - 1
+    with pytest.raises(InsufficientMemoryError, match="they do not fit"):
+        llama2q.plan(model, stream_prefill=40, gpu_memory=tight, **options)
+    whole = llama2q.plan(model, device="cuda", stream_prefill=40, n_ctx=512)
+    assert whole.stream_tokens is None
+    with pytest.raises(InvalidArgumentError, match="stream_prefill is 0"):
+        llama2q.plan(model, stream_prefill=0)
+
+
+def test_the_largest_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few logits decide, the others stay on the device; the tokens are the same."""
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"top_k": 40},
+        {"top_k": 64, "top_p": 0.5, "min_p": 0.05},
+        {"top_k": 65},
+        {"top_k": 5, "repetition_penalty": 1.2},
+        {"temperature": 0, "logprobs": 2},
+    ]
+
+    def texts(**options: Any) -> list[Any]:
+        with llama2q.load(model, n_ctx=128, **options) as llm:
+            return [
+                [c.token_ids for c in llm.generate([PROMPT, "A"], max_tokens=12, seed=3, **setting)]
+                for setting in settings
+            ]
+
+    expected = texts(device="cpu")
+    counts: list[int] = []
+    real = llama2q.engine.Engine.forward_largest
+
+    def counted(self: Any, spans: Any, k: int, cancel: Any = None) -> Any:
+        counts.append(k)
+        return real(self, spans, k, cancel)
+
+    monkeypatch.setattr(llama2q.engine.Engine, "forward_largest", counted)
+    assert texts(device="cuda", gpu_layers=3) == expected
+    assert set(counts) == {1, 40, 64}
+
+
 def plan_of(path: Path, device: str = "cuda", **options: Any) -> llama2q.Plan:
     return llama2q.plan(path, n_ctx=512, device=device, **options)
 
@@ -147,7 +230,8 @@ def test_int8_cache_where_it_saves_a_layer(model: Path) -> None:
 
 FAILING = [
     "open", "allocate", "copy_in", "copy_out", "place_matrix", "begin", "record", "finish", "embed",
-    "qkv", "attend", "project", "gate_up", "down", "output",
+    "qkv", "attend", "project", "gate_up", "down", "output", "select", "stream_matrix",
+    "stream_bytes",
 ]  # fmt: skip
 
 
@@ -164,13 +248,17 @@ def test_a_call_that_fails(
         with pytest.raises(error):
             llama2q.load(model, n_ctx=64, device="cuda")
         return
-    with llama2q.load(model, n_ctx=64, device="cuda") as llm:
+    options: dict[str, Any] = {}
+    if name.startswith("stream"):
+        options = {"gpu_layers": 2, "stream_prefill": 20}
+    with llama2q.load(model, n_ctx=64, device="cuda", **options) as llm:
         ids = (llm.tokenizer.encode(PROMPT) * 20)[:20]
         for _ in range(call - 1):
             assert llm.logits(ids).tobytes() == expected.tobytes()
         monkeypatch.setenv("LLAMA2Q_STAND_IN_FAIL", name)
+        fails = llm.generate if name in ("record", "select") else llm.logits
         with pytest.raises(error, match="the stand-in was told to fail"):
-            llm.generate(PROMPT, max_tokens=4) if name == "record" else llm.logits(ids)
+            fails(ids, **({"temperature": 0} if name == "select" else {}))
         monkeypatch.delenv("LLAMA2Q_STAND_IN_FAIL")
         assert llm.logits(ids).tobytes() == expected.tobytes()
 

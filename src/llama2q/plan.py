@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -54,6 +54,8 @@ class Plan:
         GPUs and their layers, in the order of these; what is said above is the host's share.
     stream_tokens : int or None
         Passes of so many tokens send the host's layers through the first GPU.
+    read_bytes : int
+        Weights that a step of one token reads on the host.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Plan:
     read_ahead: ReadAhead | None = None
     devices: tuple[DeviceShare, ...] = ()
     stream_tokens: int | None = None
+    read_bytes: int = 0
 
     @property
     def anonymous_bytes(self) -> int:
@@ -177,6 +180,7 @@ def plan(
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
     stream_prefill: int | str | None = "auto",
+    gpu_bandwidth: int | str | None = None,
 ) -> Plan:
     """Say what a model would need; reads the file's header only.
 
@@ -195,6 +199,9 @@ def plan(
         Full contexts that the KV cache holds.
     device, gpu_layers, gpu_memory, stream_prefill
         As in `llama2q.load`. With gpu_memory and without a GPU: the plan for one that has so much.
+    gpu_bandwidth : int, str or None
+        Of the memory of GPUs, in bytes per second or text like "1008GB", for `llama2q.predict`;
+        None: what they say.
 
     Returns
     -------
@@ -210,6 +217,9 @@ def plan(
     if isinstance(memory, str):
         memory = parse_size(memory)
     check_count("memory", memory)
+    if isinstance(gpu_bandwidth, str):
+        gpu_bandwidth = parse_size(gpu_bandwidth)
+    check_count("gpu_bandwidth", gpu_bandwidth)
     if n_sequences is None:
         raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
     check_count("n_sequences", n_sequences)
@@ -222,19 +232,24 @@ def plan(
             available=memory,
             n_sequences=n_sequences,
             request=request,
-            devices=_imagined(request),
+            devices=_imagined(request, gpu_bandwidth),
         )
 
 
-def _imagined(request: DeviceRequest) -> list[Device] | None:
-    """Return a GPU to plan for where there is none, if it is known how much memory it has."""
-    if request.gpu_memory is None or request.device == "cpu":
-        return None
+def _imagined(request: DeviceRequest, bandwidth: int | None) -> list[Device]:
+    """Return the GPUs to plan for: one that is not here, if it is known how much memory it has."""
     try:
-        return request.find() or None
+        found = request.find()
     except DeviceError:
-        size = request.gpu_memory
-    return [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
+        if request.gpu_memory is None:
+            raise
+        found = []
+    size = request.gpu_memory
+    if not found and size is not None and request.device != "cpu" and request.gpu_layers != 0:
+        found = [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
+    if bandwidth is None:
+        return found
+    return [replace(device, bytes_per_second=bandwidth) for device in found]
 
 
 def plan_for(
@@ -323,6 +338,7 @@ def plan_for(
         read_ahead=read_ahead_for(file, room, needs.n_host_layers),
         devices=shares,
         stream_tokens=stream_tokens,
+        read_bytes=needs.step_weights(file),
     )
 
 

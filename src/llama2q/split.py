@@ -42,7 +42,8 @@ class DeviceShare:
     """The layers of one device, and what they take of its memory, in bytes.
 
     stream_bytes are taken where layers of the CPU visit the device; read_bytes is what a step of
-    one token reads of the weights.
+    one token reads of the weights; bytes_per_second is the bandwidth of the device's memory, 0 if
+    unknown.
     """
 
     index: int
@@ -54,6 +55,7 @@ class DeviceShare:
     work_bytes: int
     room_bytes: int
     read_bytes: int
+    bytes_per_second: int = 0
     stream_bytes: int = 0
 
     @property
@@ -145,6 +147,7 @@ def _place(
                 work_bytes=sizes.work,
                 room_bytes=device.room_bytes,
                 read_bytes=weights - (sizes.embeddings if begin == 0 else 0),
+                bytes_per_second=device.bytes_per_second,
             )
         )
         end = begin

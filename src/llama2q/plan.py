@@ -56,6 +56,8 @@ class Plan:
         Passes of so many tokens send the host's layers through the first GPU.
     read_bytes : int
         Weights that a step of one token reads on the host.
+    all_on_gpu_bytes : int or None
+        What one GPU would take for all layers, where there are GPUs and layers that do not fit.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Plan:
     devices: tuple[DeviceShare, ...] = ()
     stream_tokens: int | None = None
     read_bytes: int = 0
+    all_on_gpu_bytes: int | None = None
 
     @property
     def anonymous_bytes(self) -> int:
@@ -97,6 +100,9 @@ class Plan:
     def message(self) -> str:
         """The plan in a sentence or two."""
         shares = [f"{share}." for share in self.devices]
+        if self.all_on_gpu_bytes is not None:
+            size = format_size(self.all_on_gpu_bytes, self.total_bytes)
+            shares.append(f"The CPU has the first layers; all of them would take {size} of a GPU.")
         if self.stream_tokens is not None:
             shares.append(
                 f"The CPU's layers visit the GPU for {self.stream_tokens} tokens of a prompt or "
@@ -295,6 +301,7 @@ def plan_for(
     n_ctx = n_ctx or config.max_seq_len
     shares: tuple[DeviceShare, ...] = ()
     stream_tokens: int | None = None
+    all_on_gpu: int | None = None
     if devices is None:
         devices = request.find()
     if devices:
@@ -308,6 +315,8 @@ def plan_for(
             n_threads=threads_for(n_threads),
         )
         shares, stream_tokens = placement.shares, placement.stream_tokens
+        if placement.n_layers < config.n_layers and request.gpu_layers == "auto":
+            all_on_gpu = placement.whole_bytes
         needs = needs.beside_devices(file, placement.n_layers)
     if shares:
         kv_dtype, n_sequences = placement.kv_dtype, placement.n_sequences
@@ -339,6 +348,7 @@ def plan_for(
         devices=shares,
         stream_tokens=stream_tokens,
         read_bytes=needs.step_weights(file),
+        all_on_gpu_bytes=all_on_gpu,
     )
 
 

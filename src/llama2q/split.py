@@ -36,6 +36,13 @@ class DeviceSizes:
     work: int
     visitor: int = 0
 
+    @property
+    def whole(self) -> int:
+        """What a device takes that has all layers."""
+        n_layers = len(self.layers)
+        weights = self.embeddings + sum(self.layers) + self.output
+        return weights + n_layers * self.kv_per_layer + self.work
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceShare:

@@ -247,11 +247,16 @@ def test_memory_is_planned(model: Path) -> None:
     (part,) = smaller.devices
     assert part.n_layers == N_LAYERS - 1
     assert smaller.weight_bytes > whole.weight_bytes
+    assert whole.all_on_gpu_bytes is None
+    assert smaller.all_on_gpu_bytes == share.total_bytes
+    assert "The CPU has the first layers; all of them would take " in smaller.message
     assert smaller.kv_bytes == part.kv_bytes // part.n_layers
     message = f"gpu_layers is {N_LAYERS}: they do not fit; there is room for {N_LAYERS - 1} "
     with pytest.raises(InsufficientMemoryError, match=message):
         plan_of(model, gpu_layers=N_LAYERS, gpu_memory=share.total_bytes - 1, kv_dtype="f16")
-    assert plan_of(model, gpu_memory=1000).devices == ()
+    none = plan_of(model, gpu_memory=1000, kv_dtype="f16")
+    assert none.devices == ()
+    assert none.all_on_gpu_bytes == share.total_bytes
 
 
 def test_int8_cache_where_it_saves_a_layer(model: Path) -> None:

@@ -38,6 +38,8 @@ class Placement:
         In the order of their layers; the CPU has those before the first.
     kv_dtype : {"f32", "f16", "int8"}
     n_sequences : int
+    whole_bytes : int
+        What one device would take for all layers, with this KV cache.
     stream_tokens : int or None
         Passes of so many tokens send the CPU's layers through the first device; None: none do.
     """
@@ -45,6 +47,7 @@ class Placement:
     shares: tuple[DeviceShare, ...]
     kv_dtype: _core.KvDtype
     n_sequences: int
+    whole_bytes: int
     stream_tokens: int | None = None
 
     @property
@@ -96,8 +99,11 @@ def place(
         counts = range(MAX_SEQUENCES, 0, -1)
         count = next((n for n in counts if fitting(chosen, n) >= n_layers), 1)
     shares = split(devices, sizes(chosen, count), n_layers)
-    placement = Placement(shares=shares, kv_dtype=chosen, n_sequences=count)
-    return _with_visits(placement, devices, sizes(chosen, count), request, n_threads)
+    final = sizes(chosen, count)
+    placement = Placement(
+        shares=shares, kv_dtype=chosen, n_sequences=count, whole_bytes=final.whole
+    )
+    return _with_visits(placement, devices, final, request, n_threads)
 
 
 def _with_visits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -54,6 +54,10 @@ class Plan:
         GPUs and their layers, in the order of these; what is said above is the host's share.
     stream_tokens : int or None
         Passes of so many tokens send the host's layers through the first GPU.
+    read_bytes : int
+        Weights that a step of one token reads on the host.
+    all_on_gpu_bytes : int or None
+        What one GPU would take for all layers, where there are GPUs and layers that do not fit.
     """
 
     name: str
@@ -69,6 +73,8 @@ class Plan:
     read_ahead: ReadAhead | None = None
     devices: tuple[DeviceShare, ...] = ()
     stream_tokens: int | None = None
+    read_bytes: int = 0
+    all_on_gpu_bytes: int | None = None
 
     @property
     def anonymous_bytes(self) -> int:
@@ -94,6 +100,9 @@ class Plan:
     def message(self) -> str:
         """The plan in a sentence or two."""
         shares = [f"{share}." for share in self.devices]
+        if self.all_on_gpu_bytes is not None:
+            size = format_size(self.all_on_gpu_bytes, self.total_bytes)
+            shares.append(f"The CPU has the first layers; all of them would take {size} of a GPU.")
         if self.stream_tokens is not None:
             shares.append(
                 f"The CPU's layers visit the GPU for {self.stream_tokens} tokens of a prompt or "
@@ -177,6 +186,7 @@ def plan(
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
     stream_prefill: int | str | None = "auto",
+    gpu_bandwidth: int | str | None = None,
 ) -> Plan:
     """Say what a model would need; reads the file's header only.
 
@@ -195,6 +205,9 @@ def plan(
         Full contexts that the KV cache holds.
     device, gpu_layers, gpu_memory, stream_prefill
         As in `llama2q.load`. With gpu_memory and without a GPU: the plan for one that has so much.
+    gpu_bandwidth : int, str or None
+        Of the memory of GPUs, in bytes per second or text like "1008GB", for `llama2q.predict`;
+        None: what they say.
 
     Returns
     -------
@@ -210,6 +223,9 @@ def plan(
     if isinstance(memory, str):
         memory = parse_size(memory)
     check_count("memory", memory)
+    if isinstance(gpu_bandwidth, str):
+        gpu_bandwidth = parse_size(gpu_bandwidth)
+    check_count("gpu_bandwidth", gpu_bandwidth)
     if n_sequences is None:
         raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
     check_count("n_sequences", n_sequences)
@@ -222,19 +238,24 @@ def plan(
             available=memory,
             n_sequences=n_sequences,
             request=request,
-            devices=_imagined(request),
+            devices=_imagined(request, gpu_bandwidth),
         )
 
 
-def _imagined(request: DeviceRequest) -> list[Device] | None:
-    """Return a GPU to plan for where there is none, if it is known how much memory it has."""
-    if request.gpu_memory is None or request.device == "cpu":
-        return None
+def _imagined(request: DeviceRequest, bandwidth: int | None) -> list[Device]:
+    """Return the GPUs to plan for: one that is not here, if it is known how much memory it has."""
     try:
-        return request.find() or None
+        found = request.find()
     except DeviceError:
-        size = request.gpu_memory
-    return [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
+        if request.gpu_memory is None:
+            raise
+        found = []
+    size = request.gpu_memory
+    if not found and size is not None and request.device != "cpu" and request.gpu_layers != 0:
+        found = [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
+    if bandwidth is None:
+        return found
+    return [replace(device, bytes_per_second=bandwidth) for device in found]
 
 
 def plan_for(
@@ -280,6 +301,7 @@ def plan_for(
     n_ctx = n_ctx or config.max_seq_len
     shares: tuple[DeviceShare, ...] = ()
     stream_tokens: int | None = None
+    all_on_gpu: int | None = None
     if devices is None:
         devices = request.find()
     if devices:
@@ -293,6 +315,8 @@ def plan_for(
             n_threads=threads_for(n_threads),
         )
         shares, stream_tokens = placement.shares, placement.stream_tokens
+        if placement.n_layers < config.n_layers and request.gpu_layers == "auto":
+            all_on_gpu = placement.whole_bytes
         needs = needs.beside_devices(file, placement.n_layers)
     if shares:
         kv_dtype, n_sequences = placement.kv_dtype, placement.n_sequences
@@ -323,6 +347,8 @@ def plan_for(
         read_ahead=read_ahead_for(file, room, needs.n_host_layers),
         devices=shares,
         stream_tokens=stream_tokens,
+        read_bytes=needs.step_weights(file),
+        all_on_gpu_bytes=all_on_gpu,
     )
 
 

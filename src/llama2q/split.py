@@ -36,13 +36,21 @@ class DeviceSizes:
     work: int
     visitor: int = 0
 
+    @property
+    def whole(self) -> int:
+        """What a device takes that has all layers."""
+        n_layers = len(self.layers)
+        weights = self.embeddings + sum(self.layers) + self.output
+        return weights + n_layers * self.kv_per_layer + self.work
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceShare:
     """The layers of one device, and what they take of its memory, in bytes.
 
     stream_bytes are taken where layers of the CPU visit the device; read_bytes is what a step of
-    one token reads of the weights.
+    one token reads of the weights; bytes_per_second is the bandwidth of the device's memory, 0 if
+    unknown.
     """
 
     index: int
@@ -54,6 +62,7 @@ class DeviceShare:
     work_bytes: int
     room_bytes: int
     read_bytes: int
+    bytes_per_second: int = 0
     stream_bytes: int = 0
 
     @property
@@ -145,6 +154,7 @@ def _place(
                 work_bytes=sizes.work,
                 room_bytes=device.room_bytes,
                 read_bytes=weights - (sizes.embeddings if begin == 0 else 0),
+                bytes_per_second=device.bytes_per_second,
             )
         )
         end = begin

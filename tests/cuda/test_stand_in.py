@@ -34,6 +34,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One device of 1 GiB, whose memory is all free again after the test."""
     monkeypatch.setenv(devices.LIBRARY_VARIABLE, str(LIBRARY))
     yield
+    monkeypatch.setenv(devices.LIBRARY_VARIABLE, str(LIBRARY))
     monkeypatch.delenv("LLAMA2Q_STAND_IN_FAIL", raising=False)
     monkeypatch.delenv("LLAMA2Q_STAND_IN_DEVICES", raising=False)
     gc.collect()
@@ -136,6 +137,37 @@ def test_room_for_layers_that_visit(model: Path) -> None:
         llama2q.plan(model, stream_prefill=0)
 
 
+def test_prediction(model: Path) -> None:
+    """Weights over bandwidths: what the CPU reads at 75 %, a device at 85 %, two hops each."""
+    plan = llama2q.plan(model, device="cuda", gpu_layers=4)
+    (share,) = plan.devices
+    assert 0 < share.read_bytes == share.weight_bytes
+    seconds = plan.read_bytes / (0.75 * 40e9) + share.read_bytes / (0.85 * 100e9) + 1e-4
+    assert llama2q.predict(plan, host_bandwidth=40e9) == pytest.approx(1 / seconds)
+    faster = llama2q.plan(model, device="cuda", gpu_layers=4, gpu_bandwidth="200GB")
+    seconds -= share.read_bytes / (0.85 * 200e9)
+    assert llama2q.predict(faster, host_bandwidth=40e9) == pytest.approx(1 / seconds)
+    whole = llama2q.plan(model, device="cuda")
+    assert whole.read_bytes == 0
+    cpu = llama2q.plan(model, device="cpu")
+    assert cpu.read_bytes == pytest.approx(plan.read_bytes + share.read_bytes, rel=0.01)
+    measured = llama2q.predict(cpu)
+    assert measured is not None
+    assert measured > 0
+    assert llama2q.predict(llama2q.plan(model, device="cpu", memory="1MB")) is None
+
+
+def test_a_gpu_that_is_not_here(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be planned for without a library; nothing is known of its bandwidth."""
+    monkeypatch.delenv(devices.LIBRARY_VARIABLE)
+    plan = llama2q.plan(model, gpu_memory="1GB", n_ctx=512)
+    (share,) = plan.devices
+    assert (share.name, share.n_layers) == ("a GPU", N_LAYERS)
+    assert llama2q.predict(plan) is None
+    assert llama2q.predict(llama2q.plan(model, gpu_memory="1GB", gpu_bandwidth="1008GB"))
+    assert llama2q.plan(model, gpu_memory="1GB", device="cpu").devices == ()
+
+
 def test_the_largest_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where few logits decide, the others stay on the device; the tokens are the same."""
     settings: list[dict[str, Any]] = [
@@ -215,11 +247,16 @@ def test_memory_is_planned(model: Path) -> None:
     (part,) = smaller.devices
     assert part.n_layers == N_LAYERS - 1
     assert smaller.weight_bytes > whole.weight_bytes
+    assert whole.all_on_gpu_bytes is None
+    assert smaller.all_on_gpu_bytes == share.total_bytes
+    assert "The CPU has the first layers; all of them would take " in smaller.message
     assert smaller.kv_bytes == part.kv_bytes // part.n_layers
     message = f"gpu_layers is {N_LAYERS}: they do not fit; there is room for {N_LAYERS - 1} "
     with pytest.raises(InsufficientMemoryError, match=message):
         plan_of(model, gpu_layers=N_LAYERS, gpu_memory=share.total_bytes - 1, kv_dtype="f16")
-    assert plan_of(model, gpu_memory=1000).devices == ()
+    none = plan_of(model, gpu_memory=1000, kv_dtype="f16")
+    assert none.devices == ()
+    assert none.all_on_gpu_bytes == share.total_bytes
 
 
 def test_int8_cache_where_it_saves_a_layer(model: Path) -> None:

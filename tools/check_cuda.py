@@ -197,6 +197,7 @@ def kernel_names(symbols: Sequence[str]) -> list[str]:
 def short_name(demangled: str) -> str:
     """Return a demangled kernel's name and template arguments."""
     name = re.sub(r"\(anonymous namespace\)::|llama2q::(?:cuda::)?", "", demangled)
+    name = re.sub(r" (?=>)", "", name)
     return re.sub(r"\(.*\)$", "", re.sub(r"\((\w+)\)(\d)", r"\2", name)).removeprefix("void ")
 
 

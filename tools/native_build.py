@@ -67,7 +67,8 @@ def package_of(folder: Path) -> Path:
         ignore=shutil.ignore_patterns("*.so", "__pycache__"),
     )
     (extension,) = folder.glob("_core*.so")
-    shutil.copy2(extension, target / "llama2q")
+    for library in (extension, *folder.glob("tests/cuda/libllama2q_*.so")):
+        shutil.copy2(library, target / "llama2q")
     return target
 
 

@@ -25,7 +25,7 @@ Device::Device(int32_t number, const DeviceShape& sizes)
   limits = {.n_multiprocessors = properties.multiProcessorCount,
             .shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin)};
   check(cudaStreamCreateWithFlags(&stream.handle, cudaStreamNonBlocking), "making a stream");
-  stream.programmatic = properties.major >= 9;
+  overlaps = stream.programmatic = properties.major >= 9;
   check(cudaStreamCreateWithFlags(&copies.handle, cudaStreamNonBlocking), "making a stream");
   for_each_event([](cudaEvent_t& event) {
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");

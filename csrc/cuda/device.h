@@ -101,6 +101,7 @@ struct Device {
   const int32_t index;
   const DeviceShape shape;
   DeviceLimits limits{};
+  bool overlaps = false;  // launches may start before the one before has ended
   cuda::Stream stream;
   cuda::Stream copies;      // of weights that visit
   cudaEvent_t staged[2]{};  // when a staging buffer may be filled again

@@ -98,6 +98,8 @@ void stream_bytes(Device& device, void* to, const void* host, int64_t bytes, Str
 
 void await_slot(Device& device, StreamSlot slot) {
   device.use();
+  // Kernels prefetch weights before they wait for the launch before: not those that just came.
+  device.stream.programmatic = false;
   const cudaEvent_t event = device.arrived[static_cast<int>(slot)];
   check(cudaEventRecord(event, device.copies.handle), "marking what has arrived");
   check(cudaStreamWaitEvent(device.stream.handle, event), "waiting for what visits");

@@ -101,7 +101,7 @@ class Plan:
         """The plan in a sentence or two."""
         shares = [f"{share}." for share in self.devices]
         if self.all_on_gpu_bytes is not None:
-            size = format_size(self.all_on_gpu_bytes, self.total_bytes)
+            size = format_size(self.all_on_gpu_bytes)
             shares.append(f"The CPU has the first layers; all of them would take {size} of a GPU.")
         if self.stream_tokens is not None:
             shares.append(

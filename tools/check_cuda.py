@@ -96,7 +96,7 @@ def check(architectures: Sequence[int]) -> int:
     found = compiled(architectures)
     if found is None:
         return 1
-    budget = parse_budget(BUDGET.read_text(encoding="utf-8"))
+    release, budget = parse_budget(BUDGET.read_text(encoding="utf-8"))
     faults = faults_of(found, budget, architectures)
     for fault in faults:
         print(fault, file=sys.stderr)
@@ -106,6 +106,8 @@ def check(architectures: Sequence[int]) -> int:
             "python3 tools/check_cuda.py --update and say in the commit why.",
             file=sys.stderr,
         )
+        if (own := native_build.nvcc_release()) != release:
+            print(f"The budget is that of nvcc {release}; this is {own}.", file=sys.stderr)
     n_spare = sum(
         getattr(budget[kernel][architecture], field) > getattr(usage, field)
         for kernel, usages in found.items()
@@ -125,7 +127,7 @@ def update() -> int:
     found = compiled(ARCHITECTURES)
     if found is None:
         return 1
-    BUDGET.write_text(format_budget(found), encoding="utf-8")
+    BUDGET.write_text(format_budget(found, str(native_build.nvcc_release())), encoding="utf-8")
     print(f"{BUDGET.relative_to(own_venv.ROOT)}: {len(found)} kernels")
     return 0
 
@@ -224,9 +226,10 @@ def faults_of(found: Usages, budget: Usages, architectures: Iterable[int]) -> li
     return faults
 
 
-def parse_budget(text: str) -> dict[Kernel, dict[int, Usage]]:
-    """Read the budget's file."""
+def parse_budget(text: str) -> tuple[str, dict[Kernel, dict[int, Usage]]]:
+    """Read the budget's file: nvcc's release, and the limits."""
     content = tomllib.loads(text)
+    release: str = content.pop("nvcc")
     architectures: list[int] = content.pop("architectures")
     budget: dict[Kernel, dict[int, Usage]] = {}
     for source, kernels in content.items():
@@ -239,12 +242,12 @@ def parse_budget(text: str) -> dict[Kernel, dict[int, Usage]]:
                 architecture: Usage(**{field: column[i] for field, column in columns.items()})
                 for i, architecture in enumerate(architectures)
             }
-    return budget
+    return release, budget
 
 
-def format_budget(found: Usages) -> str:
+def format_budget(found: Usages, release: str) -> str:
     """Return the budget's file: what was found, a line for each kernel."""
-    lines = [_HEAD, f"architectures = {list(ARCHITECTURES)}"]
+    lines = [_HEAD, f'nvcc = "{release}"', f"architectures = {list(ARCHITECTURES)}"]
     source = ""
     for kernel in sorted(found):
         if kernel[0] != source:

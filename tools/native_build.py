@@ -72,19 +72,26 @@ def package_of(folder: Path) -> Path:
     return target
 
 
-def nvcc_missing() -> str | None:
-    """Return why CUDA kernels cannot be compiled; None if nvcc is there and new enough."""
+def nvcc_release() -> str | None:
+    """Return nvcc's release, as in "13.0"; None if there is no nvcc that says it."""
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
     if nvcc is None:
-        return "nvcc is not on the PATH"
+        return None
     try:
         said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"nvcc does not run ({error})"
-    found = re.search(r"release (\d+)\.(\d+)", said.stdout)
-    if found is None or int(found[1]) < _OLDEST_NVCC:
-        version = found[0] if found else "of an unknown release"
-        return f"nvcc {version} is too old; {_OLDEST_NVCC} or newer is needed"
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", said.stdout)
+    return found[1] if found else None
+
+
+def nvcc_missing() -> str | None:
+    """Return why CUDA kernels cannot be compiled; None if nvcc is there and new enough."""
+    release = nvcc_release()
+    if release is None:
+        return "nvcc is not on the PATH, or does not run"
+    if int(release.partition(".")[0]) < _OLDEST_NVCC:
+        return f"nvcc is {release}; {_OLDEST_NVCC} or newer is needed"
     return None
 
 

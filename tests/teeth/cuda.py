@@ -7,7 +7,8 @@ from teeth.workbench import Edit
 
 MODEL = "cuda/test_emulated_model.py"
 STAND_IN = "cuda/test_stand_in.py"
-SMALL = f"{MODEL}::test_small_steps"
+STEPS = "cuda/test_emulated_steps.py"
+SMALL = f"{STEPS}::test_small_steps"
 ATTENTION_CHECKS = "cuda/test_attention.py::test_attention"
 
 HOST_FAULTS = (
@@ -54,7 +55,7 @@ HOST_FAULTS = (
         "csrc/model/stage.cpp",
         "((n * (kRecordedTokens + 1) + pass.n_rows) * 2",
         "((n * (kRecordedTokens + 1)) * 2",
-        f"{MODEL}::test_rows_and_hidden",
+        f"{STEPS}::test_rows_and_hidden",
     ),
     fault(
         "a recording that was cut short is kept",
@@ -93,14 +94,14 @@ PASS_FAULTS = (
         "csrc/cuda/pass.cu",
         "  return key * 64 + static_cast<uint64_t>(",
         "  return key * 64 + 0 * static_cast<uint64_t>(",
-        f"{MODEL}::test_recordings_serve_other_positions",
+        f"{STEPS}::test_recordings_serve_other_positions",
     ),
     fault(
         "every token reads the first sequence's table",
         "csrc/cuda/pass.cu",
         "sequences[t] = static_cast<int32_t>(n - 1);",
         "sequences[t] = 0;",
-        f"{MODEL}::test_sequences_beside_each_other",
+        f"{STEPS}::test_sequences_beside_each_other",
     ),
     fault(
         "the fault of a pass is seen by the next one",
@@ -129,7 +130,7 @@ PASS_FAULTS = (
         "csrc/cuda/copy_blocks.cu",
         "  copy_piece(args, args.layer.v, args.block_bytes, piece);\n",
         "",
-        f"{MODEL}::test_copied_blocks",
+        f"{STEPS}::test_copied_blocks",
     ),
 )
 
@@ -147,7 +148,7 @@ MATMUL_FAULTS = (
         "csrc/cuda/gemv.cu",
         "value += sums[s * kOutputs + output];",
         "value += sums[(kWidth == 1 ? kSlices - s : s) * kOutputs + output];",
-        f"{MODEL}::test_small_steps_of_larger_heads",
+        f"{STEPS}::test_small_steps_of_larger_heads",
     ),
     fault(
         "gemv: sums are read before all warps have written theirs",
@@ -162,7 +163,7 @@ MATMUL_FAULTS = (
         "        wait_copies<kStages - 2>();\n        sync_warp();\n",
         "        wait_copies<kStages - 2>();\n",
         f"{SMALL}[int4-64-f32]",
-        f"{MODEL}::test_order_of_threads_and_overlapping_launches",
+        f"{STEPS}::test_order_of_threads_and_overlapping_launches",
     ),
     fault(
         "gemv: the residual is overwritten",
@@ -265,7 +266,7 @@ KERNEL_FAULTS = (
         "csrc/cuda/attend_decode.cu",
         "  __shared__ SharedState<Shape> shared;\n  wait_for_previous();\n",
         "  __shared__ SharedState<Shape> shared;\n",
-        f"{MODEL}::test_order_of_threads_and_overlapping_launches",
+        f"{STEPS}::test_order_of_threads_and_overlapping_launches",
     ),
     fault(
         "prefill: mask off by one",

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "cuda/work.h"
 
 namespace llama2q {
 namespace {
@@ -44,6 +45,10 @@ int64_t element_bytes(MatrixKind kind) {
   return 1;
 }
 
+DeviceLimits limits_of(const DeviceInfo& info) {
+  return {.n_multiprocessors = info.n_multiprocessors, .shared_bytes = info.shared_bytes};
+}
+
 }  // namespace
 
 template <class Function, class... Arguments>
@@ -54,7 +59,10 @@ void DeviceBackend::call(Function function, Arguments... arguments) const {
 
 DeviceBackend::DeviceBackend(std::shared_ptr<const DeviceLibrary> library, int index,
                              const DeviceShape& shape)
-    : library_(std::move(library)), table_(library_->table()), shape_(shape) {
+    : library_(std::move(library)),
+      table_(library_->table()),
+      shape_(shape),
+      limits_(limits_of(library_->describe(index))) {
   DeviceFailure failure{};
   check_device(table_.open(index, &shape_, &device_, &failure), failure);
 }
@@ -64,7 +72,7 @@ DeviceBackend::~DeviceBackend() {
   table_.close(device_);
 }
 
-int64_t DeviceBackend::work_bytes() const { return table_.work_bytes(&shape_); }
+int64_t DeviceBackend::work_bytes() const { return cuda::WorkSizes(shape_, limits_).total(); }
 
 std::string DeviceBackend::note() const {
   const char* note = table_.note(device_);
@@ -107,12 +115,12 @@ LayerView DeviceBackend::place(const LayerView& layer) {
                                                     &LayerView::wv,    &LayerView::wo,
                                                     &LayerView::w1_w3, &LayerView::w2};
   int64_t total = 0;
-  for (const auto matrix : matrices) total += aligned(table_.matrix_bytes(&(layer.*matrix)));
+  for (const auto matrix : matrices) total += aligned(cuda::matrix_bytes(layer.*matrix));
   char* memory = take(total);
   const auto placed = [&](const MatrixView& host) {
     MatrixView view{};
     call(table_.place_matrix, &host, static_cast<void*>(memory), &view);
-    memory += aligned(table_.matrix_bytes(&host));
+    memory += aligned(cuda::matrix_bytes(host));
     return view;
   };
   const int64_t dim = layer.wo.rows;
@@ -142,7 +150,7 @@ EmbeddingView DeviceBackend::place(const EmbeddingView& table) {
 }
 
 MatrixView DeviceBackend::place(const MatrixView& matrix) {
-  char* memory = take(table_.matrix_bytes(&matrix));
+  char* memory = take(cuda::matrix_bytes(matrix));
   MatrixView placed{};
   call(table_.place_matrix, &matrix, static_cast<void*>(memory), &placed);
   return placed;

@@ -56,7 +56,8 @@ class DeviceBackend final : public Backend {
 
   std::shared_ptr<const DeviceLibrary> library_;
   const DeviceTable& table_;
-  DeviceShape shape_;
+  const DeviceShape shape_;
+  const DeviceLimits limits_;
   Device* device_ = nullptr;
   std::vector<void*> weights_;
 };

@@ -8,7 +8,7 @@
 #include "bindings/bind.h"
 #include "bindings/config.h"
 #include "bindings/weights.h"
-#include "cuda/sizes.h"
+#include "cuda/work.h"
 
 namespace llama2q {
 namespace {
@@ -30,6 +30,7 @@ py::dict describe(const DeviceLibrary& library, int index) {
   found["free_bytes"] = info.free_bytes;
   found["compute_capability"] = py::make_tuple(info.major, info.minor);
   found["n_multiprocessors"] = info.n_multiprocessors;
+  found["shared_bytes"] = info.shared_bytes;
   found["driver_version"] =
       py::make_tuple(info.driver_version / 1000, info.driver_version % 1000 / 10);
   found["bytes_per_second"] = info.bytes_per_second;
@@ -89,16 +90,21 @@ void bind_devices(py::module_& m) {
       .def_property_readonly("targets",
                              [](const DeviceLibrary& self) { return self.table().targets; })
       .def_property_readonly("n_devices", &DeviceLibrary::n_devices)
-      .def(
-          "work_bytes",
-          [](const DeviceLibrary& self, const py::dict& config, int64_t n_ctx_blocks,
-             int64_t max_sequences) {
-            const DeviceShape shape = device_shape(config_of(config), n_ctx_blocks, max_sequences);
-            return self.table().work_bytes(&shape);
-          },
-          arg("config"), arg("n_ctx_blocks"), arg("max_sequences"),
-          "Bytes of a model's work space on a device.")
       .def("describe", describe, arg("index"), "Name, memory and abilities of a device.");
+  m.def(
+      "device_work_bytes",
+      [](const py::dict& config, int64_t n_ctx_blocks, int64_t max_sequences,
+         int64_t n_multiprocessors, int64_t shared_bytes) {
+        require(n_ctx_blocks >= 1 && max_sequences >= 1 && n_multiprocessors >= 1,
+                "n_ctx_blocks, max_sequences and n_multiprocessors: expected at least 1");
+        const DeviceShape shape = device_shape(config_of(config), n_ctx_blocks, max_sequences);
+        return cuda::WorkSizes(shape, {n_multiprocessors, shared_bytes}).total();
+      },
+      arg("config"), arg("n_ctx_blocks"), arg("max_sequences"), arg("n_multiprocessors"),
+      arg("shared_bytes"),
+      "Bytes of a model's work space on a device that has so many multiprocessors, and whose "
+      "blocks "
+      "may have so much shared memory.");
   m.def(
       "device_matrix_bytes", [](const PyMatrix& matrix) { return cuda::matrix_bytes(matrix.view); },
       arg("matrix"), "Bytes that a matrix takes on a device.");

@@ -20,9 +20,7 @@ constexpr int kThreads = kDecodeThreads;
 constexpr int kWarps = kDecodeWarps;
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
-// Bounds on the scratch: tokens of a launch, and states unless one token needs more.
-constexpr int64_t kLaunchTokens = 32, kLaunchStates = 65536;
-static_assert(kLaunchTokens <= 32);  // tokens_of_block()
+static_assert(kDecodeTokens <= 32);  // tokens_of_block()
 
 struct Decode {
   AttendArgs attend;
@@ -326,24 +324,10 @@ int64_t splits_of(int64_t context) { return (context + kSplit - 1) / kSplit; }
 
 // Tokens that a launch may take.
 int64_t launch_tokens(int64_t n_heads, int64_t context) {
-  return std::clamp(kLaunchStates / (n_heads * splits_of(context)), int64_t{1}, kLaunchTokens);
-}
-
-// States of any launch for so many tokens and positions, or for fewer.
-int64_t most_states(int64_t n_tokens, int64_t n_heads, int64_t context) {
-  const int64_t of_token = n_heads * splits_of(context);
-  return std::max(std::min(std::min(n_tokens, kLaunchTokens) * of_token, kLaunchStates), of_token);
+  return std::clamp(kDecodeStates / (n_heads * splits_of(context)), int64_t{1}, kDecodeTokens);
 }
 
 }  // namespace
-
-int64_t decode_states(int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t context) {
-  return most_states(n_tokens, n_heads, context) * (head_dim + 2);
-}
-
-int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t) {
-  return std::min(n_tokens, kLaunchTokens) * n_heads;
-}
 
 void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScratch& scratch,
                    int64_t context, int64_t run) {
@@ -357,7 +341,7 @@ void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScr
                 .n_splits = static_cast<int>(splits_of(context)),
                 .group = static_cast<int>(args.n_heads / args.cache.n_kv_heads),
                 .passes = 1,
-                .tile_tokens = static_cast<int>(std::clamp(run, int64_t{1}, kLaunchTokens))};
+                .tile_tokens = static_cast<int>(std::clamp(run, int64_t{1}, kDecodeTokens))};
     TokenView& tokens = part.attend.tokens;
     tokens.n_tokens = std::min(n_tokens - begin, most);
     tokens.positions += begin;

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "cuda/launch.h"
+#include "cuda/work.h"
 #include "kernels/args.h"
 
 namespace llama2q::cuda {
@@ -56,10 +57,6 @@ struct DecodeScratch {
   uint32_t* tickets;  // u32 [decode_tickets(...)], 0 before the first call; 0 again after each
 };
 
-// Floats and tickets for steps of up to n_tokens tokens at positions below `context`.
-int64_t decode_states(int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t context);
-int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t n_kv_heads);
-
 // For a few tokens: any head_dim, type and number of heads. A row's result depends on its position,
 // q and the cache alone, to the bit. `context`: above every position; the launch covers as many.
 // `run`: tokens of a sequence that come together, at most; a block of threads reads K and V once
@@ -68,20 +65,8 @@ int64_t decode_tickets(int64_t n_tokens, int64_t n_heads, int64_t n_kv_heads);
 void attend_decode(const Stream& stream, const AttendArgs& args, const DecodeScratch& scratch,
                    int64_t context, int64_t run = 1);
 
-// Query rows of one KV head, of one sequence: row i is query head i % group of the group of token
-// i / group.
-struct PrefillTile {
-  int32_t first_row;
-  int32_t n_rows;  // 1 to kPrefillRows
-};
-
-inline constexpr int64_t kPrefillRows = 64;
-
 // Has attend_prefill() a kernel for it? Otherwise attend_decode() is right, too.
 bool has_prefill(KvType type, int64_t head_dim);
-
-// Tiles of n_tokens tokens, at most.
-int64_t most_prefill_tiles(int64_t n_tokens, int64_t group);
 
 // Cuts a step into tiles, those that see most keys first; returns how many. All is host memory.
 int64_t cut_prefill_tiles(const int32_t* positions, const int32_t* sequence_of_token,

@@ -8,7 +8,7 @@
 
 namespace llama2q::cuda {
 
-inline constexpr int kSplit = 128;  // positions of a block
+inline constexpr int kSplit = static_cast<int>(kDecodeSplit);
 inline constexpr int kDecodeThreads = 128;
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
 inline constexpr int kWarpKeys = kSplit / kDecodeWarps;

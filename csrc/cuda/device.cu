@@ -1,7 +1,6 @@
 #include <algorithm>
 
 #include "cuda/device.h"
-#include "cuda/select.h"
 
 namespace llama2q {
 namespace {
@@ -9,79 +8,14 @@ namespace {
 using cuda::check;
 using cuda::DeviceArray;
 
-constexpr size_t kAlignment = 256;
-
-size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-template <class T>
-size_t bytes_of(int64_t n) {
-  return static_cast<size_t>(n) * sizeof(T);
+// Tickets are 0 at first, and after each launch.
+DeviceArray make_tickets(size_t bytes, cudaStream_t stream) {
+  DeviceArray tickets(bytes);
+  check(cudaMemsetAsync(tickets.as(), 0, bytes, stream), "clearing tickets");
+  return tickets;
 }
-
-// The sizes of a device's buffers, in bytes.
-struct Sizes {
-  explicit Sizes(const DeviceShape& s) {
-    const int64_t kv_dim = s.n_kv_heads * s.head_dim;
-    const int64_t context = s.n_ctx_blocks * kBlockSize;
-    const int64_t widest = std::max(s.dim, s.hidden_dim);
-    rows[static_cast<int>(Rows::kX)] = bytes_of<float>(s.n_tokens * s.dim);
-    rows[static_cast<int>(Rows::kQ)] = bytes_of<float>(s.n_tokens * s.dim);
-    rows[static_cast<int>(Rows::kAttended)] = bytes_of<float>(s.n_tokens * s.dim);
-    rows[static_cast<int>(Rows::kHidden)] = bytes_of<float>(s.n_tokens * s.hidden_dim);
-    rows[static_cast<int>(Rows::kOutput)] =
-        bytes_of<float>(s.n_rows * std::max(s.vocab_size, s.dim));
-    keys = bytes_of<float>(s.n_tokens * kv_dim);
-    asked = bytes_of<float>(s.n_rows * s.dim);
-    // The smallest group has the most scales.
-    matmul_work = static_cast<size_t>(cuda::matmul_work_bytes(s.n_tokens, widest, 32));
-    states = bytes_of<float>(cuda::decode_states(s.n_tokens, s.n_heads, s.head_dim, context));
-    decode_tickets = cuda::decode_tickets(s.n_tokens, s.n_heads, s.n_kv_heads);
-    append_tickets = cuda::append_tickets(s.n_kv_heads);
-    const cuda::BatchLayout layout(s.n_tokens, s);
-    batch = layout.end(s.n_tokens);
-  }
-
-  size_t n_tickets() const { return static_cast<size_t>(decode_tickets + append_tickets); }
-  int64_t total() const {
-    size_t sum = 2 * keys + asked + matmul_work + states + n_tickets() * sizeof(uint32_t) + batch +
-                 2 * cuda::kStagingBytes;
-    for (const size_t bytes : rows) sum += bytes;
-    // Each array is rounded up by itself.
-    return static_cast<int64_t>(sum + 16 * kAlignment);
-  }
-
-  size_t rows[kRows], keys, asked, matmul_work, states, batch;
-  int64_t decode_tickets, append_tickets;
-};
 
 }  // namespace
-
-namespace cuda {
-
-BatchLayout::BatchLayout(int64_t n_tokens, const DeviceShape& shape) {
-  const auto n = static_cast<size_t>(n_tokens), half = static_cast<size_t>(shape.head_dim / 2);
-  const int64_t group = shape.n_heads / shape.n_kv_heads;
-  size_t at = 0;
-  const auto take = [&at](size_t bytes) {
-    const size_t begin = at;
-    at += (bytes + 15) / 16 * 16;
-    return begin;
-  };
-  fault = take(sizeof(int32_t));
-  token_ids = take(n * sizeof(int32_t));
-  positions = take(n * sizeof(int32_t));
-  sequence_of_token = take(n * sizeof(int32_t));
-  output_rows = take(n * sizeof(int32_t));
-  cos = take(n * half * sizeof(float));
-  sin = take(n * half * sizeof(float));
-  tiles = take(static_cast<size_t>(most_prefill_tiles(n_tokens, group)) * sizeof(PrefillTile));
-  tables = at;
-  table_bytes = static_cast<size_t>(shape.n_ctx_blocks) * sizeof(int32_t);
-}
-
-}  // namespace cuda
-
-int64_t device_work_bytes(const DeviceShape& shape) { return Sizes(shape).total(); }
 
 Device::Device(int32_t number, const DeviceShape& sizes)
     : index(number), shape(sizes), layout(0, sizes) {
@@ -95,16 +29,19 @@ Device::Device(int32_t number, const DeviceShape& sizes)
   for (cudaEvent_t& event : staged) {
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
   }
-  const Sizes bytes(shape);
+  const cuda::WorkSizes bytes(shape, limits);
   for (int i = 0; i < kRows; ++i) rows[i] = DeviceArray(bytes.rows[i]);
   keys = DeviceArray(bytes.keys);
   values = DeviceArray(bytes.keys);
   asked = DeviceArray(bytes.asked);
-  matmul_work = DeviceArray(bytes.matmul_work);
+  matmul_work = DeviceArray(bytes.matmul);
+  matmul_tickets = make_tickets(bytes.matmul_tickets, stream.handle);
   states = DeviceArray(bytes.states);
-  tickets = DeviceArray(bytes.n_tickets() * sizeof(uint32_t));
-  check(cudaMemsetAsync(tickets.as(), 0, bytes.n_tickets() * sizeof(uint32_t), stream.handle),
-        "clearing tickets");
+  decode_tickets = make_tickets(bytes.decode_tickets, stream.handle);
+  select_keys = DeviceArray(bytes.select_keys);
+  select_tickets = make_tickets(bytes.select_tickets, stream.handle);
+  values_of = DeviceArray(bytes.selected);
+  ids_of = DeviceArray(bytes.selected);
   batch = DeviceArray(bytes.batch);
   batch_staging = std::make_unique<cuda::StagingArray>(bytes.batch);
   for (int i = 0; i < 2; ++i) {

@@ -13,10 +13,9 @@
 #include "cuda/launch.h"
 #include "cuda/matmul.h"
 #include "cuda/table.h"
+#include "cuda/work.h"
 
 namespace llama2q::cuda {
-
-inline constexpr size_t kStagingBytes = size_t{16} << 20;
 
 // Memory of the device, freed with the object.
 class DeviceArray {
@@ -69,19 +68,6 @@ class Graph {
   cudaGraphExec_t handle_ = nullptr;
 };
 
-// Where the arrays of a batch of n tokens lie, in bytes from the first one: in the staging array
-// and on the device alike, so that one copy brings all of them. It depends on n and the shape
-// alone: recorded passes find them again.
-struct BatchLayout {
-  BatchLayout(int64_t n_tokens, const DeviceShape& shape);
-
-  size_t fault, token_ids, positions, sequence_of_token, output_rows, cos, sin, tiles, tables;
-  size_t end(int64_t n_sequences) const {
-    return tables + table_bytes * static_cast<size_t>(n_sequences);
-  }
-  size_t table_bytes;  // of one sequence
-};
-
 }  // namespace llama2q::cuda
 
 namespace llama2q {
@@ -108,7 +94,7 @@ struct Device {
 
   const int32_t index;
   const DeviceShape shape;
-  cuda::DeviceLimits limits{};
+  DeviceLimits limits{};
   cuda::Stream stream;
   cudaEvent_t staged[2]{};  // when a staging buffer may be filled again
   std::string note;
@@ -116,8 +102,9 @@ struct Device {
   cuda::DeviceArray rows[kRows];
   cuda::DeviceArray keys, values;  // f32 [n_tokens, n_kv_heads * head_dim]
   cuda::DeviceArray asked;         // f32 [n_rows, dim]
-  cuda::DeviceArray matmul_work;
-  cuda::DeviceArray states, tickets;  // of attention; tickets of appends and of select() behind
+  cuda::DeviceArray matmul_work, matmul_tickets;
+  cuda::DeviceArray states, decode_tickets;                          // of attention
+  cuda::DeviceArray select_keys, select_tickets, values_of, ids_of;  // of select()
   cuda::DeviceArray batch;
   cuda::DeviceArray raw[2];  // weights on their way
   std::unique_ptr<cuda::StagingArray> staging[2], batch_staging;

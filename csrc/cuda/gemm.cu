@@ -24,6 +24,7 @@ constexpr int kTiles = kGemmWidth / 8;  // columns of the mma: 8 tokens
 constexpr int kRows = static_cast<int>(kBandRows);
 // Elements of float4 that the warps of a tile sum.
 constexpr int kTileQuads = kWarpBands * kTiles * kTileThreads;
+static_assert(kTileQuads * 4 == kTileFloats);
 constexpr int kMostSplits = 8, kFewestUnits = 4;  // units of a split
 
 template <int kGroup>
@@ -294,12 +295,6 @@ void start(const Stream& stream, int64_t tiles_together, dim3 grid, const GemmAr
 }
 
 }  // namespace
-
-int64_t gemm_tickets(const DeviceLimits& limits) { return limits.n_multiprocessors; }
-
-int64_t gemm_partial_bytes(const DeviceLimits& limits) {
-  return 2 * limits.n_multiprocessors * kTileQuads * int64_t{sizeof(float4)};
-}
 
 void gemm(const Stream& stream, const DeviceLimits& limits, int64_t group_size, GemmArgs args) {
   int64_t row_blocks = 0;

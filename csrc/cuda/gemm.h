@@ -6,9 +6,6 @@
 
 namespace llama2q::cuda {
 
-// Activations::width that gemm() takes.
-inline constexpr int kGemmWidth = 64;
-
 struct GemmMatrix {
   const uint4* codes;
   const uint32_t* scales;
@@ -27,13 +24,10 @@ struct GemmArgs {
   Epilogue epilogue;
   Activations input;
   // Few blocks share K out: their sums, and how many have come. gemm() sets n_splits.
-  float* partial;     // f32 [gemm_partial_bytes() / 4]
+  float* partial;     // f32 [MatmulWork::partial / 4]
   uint32_t* tickets;  // u32 [gemm_tickets()]: 0 at first, and after each launch
   int32_t n_splits;
 };
-
-int64_t gemm_partial_bytes(const DeviceLimits& limits);
-int64_t gemm_tickets(const DeviceLimits& limits);
 
 void gemm(const Stream& stream, const DeviceLimits& limits, int64_t group_size, GemmArgs args);
 

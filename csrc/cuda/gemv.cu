@@ -24,33 +24,7 @@ namespace {
 
 constexpr int kThreads = kRowThreads;
 constexpr int kRows = static_cast<int>(kBandRows);
-constexpr int kStages = 3;
-constexpr int kChunkPieces = 4;
-constexpr int kPieceBytes = kLanes * static_cast<int>(sizeof(uint4));
-constexpr int kChunkBytes = kChunkPieces * kPieceBytes;
 constexpr int kBlocksPerMultiprocessor = 2;
-
-// Columns of a chunk are fewer for int8; room is left for the scales of int4.
-template <int kGroup>
-constexpr int kStageBytes = kChunkBytes + kChunkPieces * kStepColumns / kGroup * kLanes;
-template <int kGroup>
-constexpr int kRingBytes = kStages * kStageBytes<kGroup>;
-
-// Where the parts of a block's shared memory begin, in bytes.
-struct SharedLayout {
-  int sums, records, scratch, end;
-};
-
-__host__ __device__ constexpr SharedLayout shared_layout(int ring_bytes, int record_bytes,
-                                                         int width, int n_units) {
-  constexpr int kWord = 4;  // bytes
-  SharedLayout at{};
-  at.sums = kSlices * ring_bytes;
-  at.records = at.sums + 2 * kSlices * width * kRows * kWord;
-  at.scratch = at.records + (width == 1 ? n_units * record_bytes : 0);
-  at.end = at.scratch + kRowWarps * kWord;
-  return at;
-}
 
 struct Place {
   int matrix, set;  // set of the matrix
@@ -202,11 +176,11 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
   using Input = TokenInput<kGroup, kWidth>;
   using Weights = WeightStream<kCodes, kGroup>;
   constexpr int kOutputs = kWidth * kRows, kUnits = Weights::kUnits;
+  constexpr int kStageBytes = stage_bytes(kGroup), kRingBytes = ring_bytes(kGroup);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kLanes;
   unsigned char* const shared = dynamic_shared();
-  const SharedLayout at =
-      shared_layout(kRingBytes<kGroup>, Input::kRecord.bytes, kWidth, args.n_units);
-  unsigned char* const ring = shared + warp * kRingBytes<kGroup>;
+  const SharedLayout at = shared_layout(kGroup, kWidth, args.n_units);
+  unsigned char* const ring = shared + warp * kRingBytes;
   auto* const all_sums = reinterpret_cast<float*>(shared + at.sums);
   auto* const scratch = reinterpret_cast<float*>(shared + at.scratch);
   const Slice slice = slice_of(args.n_units, warp);
@@ -214,7 +188,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
   Weights weights{args, segment, slice, block};
   weights.enter_band();
   for (int stage = 0; stage + 1 < kStages; ++stage) {
-    weights.copy(ring + stage * kStageBytes<kGroup>);
+    weights.copy(ring + stage * kStageBytes);
   }
   let_next_start();
   wait_for_previous();
@@ -235,7 +209,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
     records = args.input.records + int64_t{token_tile * args.n_units + slice.begin} * kRecordBytes;
   }
 
-  int from = 0, to = (kStages - 1) * kStageBytes<kGroup>;  // of the ring
+  int from = 0, to = (kStages - 1) * kStageBytes;  // of the ring
   int parity = 0, output = thread;
   for (int set = block; set < segment.n_sets; set += segment.n_blocks) {
     const Products<kCodes> products{args.matrices[place_of(args, segment, set).matrix].table};
@@ -257,7 +231,7 @@ __device__ __forceinline__ void run(const GemvArgs& args, const GemvSegment& seg
           for (int i = 0; i < left; ++i) add_unit(products, chunk, input, i, acc);
         }
         to = from;
-        from = from + kStageBytes<kGroup> == kRingBytes<kGroup> ? 0 : from + kStageBytes<kGroup>;
+        from = from + kStageBytes == kRingBytes ? 0 : from + kStageBytes;
       }
       float* const sums = all_sums + parity * kSlices * kOutputs;
       parity ^= 1;
@@ -330,27 +304,13 @@ int64_t deal_blocks(GemvArgs& args, int64_t most) {
   return n_blocks;
 }
 
-template <int kGroup>
-int64_t shared_bytes(int64_t width, int64_t n_units) {
-  const auto tokens = static_cast<int>(width);
-  const int record = record_layout(kGroup, tokens).bytes;
-  return shared_layout(kRingBytes<kGroup>, record, tokens, static_cast<int>(n_units)).end;
-}
-
 }  // namespace
-
-int64_t gemv_tickets(int64_t n_kv_heads) { return kFewTokens / 8 * 2 * n_kv_heads; }
-
-int64_t gemv_shared_bytes(int64_t group_size, int64_t width, int64_t n_units) {
-  return group_size == 32   ? shared_bytes<32>(width, n_units)
-         : group_size == 64 ? shared_bytes<64>(width, n_units)
-                            : shared_bytes<128>(width, n_units);
-}
 
 void gemv(const Stream& stream, const DeviceLimits& limits, int64_t group_size, GemvArgs args) {
   const int64_t width = args.x != nullptr ? 1 : args.input.width;
   const int64_t n_tiles = args.x != nullptr ? 1 : args.input.n_tiles;
-  const int64_t bytes = gemv_shared_bytes(group_size, width, args.n_units);
+  const int64_t bytes =
+      shared_layout(static_cast<int>(group_size), static_cast<int>(width), args.n_units).end;
   // What one block may have is about what the blocks of a multiprocessor have together.
   const int64_t together =
       std::clamp<int64_t>(limits.shared_bytes / bytes, 1, kBlocksPerMultiprocessor);

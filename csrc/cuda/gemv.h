@@ -44,12 +44,6 @@ struct GemvArgs {
   FaultSite fault;
 };
 
-// For kFewTokens tokens.
-int64_t gemv_tickets(int64_t n_kv_heads);
-
-// Bytes of shared memory of a block for `width` tokens: 1, 8 or 16.
-int64_t gemv_shared_bytes(int64_t group_size, int64_t width, int64_t n_units);
-
 // Starts it; the segments' n_blocks are filled in here. Tokens: args.input's tiles, or one.
 void gemv(const Stream& stream, const DeviceLimits& limits, int64_t group_size, GemvArgs args);
 

@@ -33,13 +33,11 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "cuda/sizes.h"
 #include "kernels/args.h"
 #include "quant/matrix.h"
 
 namespace llama2q::cuda {
-
-inline constexpr int kStepColumns = 64;
-inline constexpr int kLanes = 32;
 
 // The bits of 1.5 * 2^23: the sum of an integer |i| < 2^22 and these, taken as a float, is exactly
 // 1.5 * 2^23 + i. The dot of a group of at most 128 columns stays below 2^22.
@@ -58,8 +56,6 @@ struct CodeTable {
   uint32_t negative[2];
   uint32_t positive[2];
 };
-
-inline bool is_quantized(const MatrixView& matrix) { return matrix.group_size != 0; }
 
 inline Codes codes_of(const MatrixView& matrix) {
   if (matrix.kind == MatrixKind::kInt8) return Codes::kInt8;
@@ -87,67 +83,12 @@ inline CodeTable code_table(const MatrixView& matrix) {
   return table;
 }
 
-// Steps of a quantized matrix, or of activations that it multiplies.
-__host__ __device__ constexpr int64_t steps_of(int64_t n_groups, int64_t group_size) {
-  return (n_groups * group_size + kStepColumns - 1) / kStepColumns;
-}
-
-// Groups, padded to whole steps.
-__host__ __device__ constexpr int64_t padded_groups(int64_t n_steps, int64_t group_size) {
-  return n_steps * kStepColumns / group_size;
-}
-
-constexpr int64_t unit_columns(int64_t group_size) {
-  return group_size > kStepColumns ? group_size : int64_t{kStepColumns};
-}
-
-// Units of rows of `cols` columns.
-constexpr int64_t units_of(int64_t cols, int64_t group_size) {
-  return (cols + unit_columns(group_size) - 1) / unit_columns(group_size);
-}
-
-// Elements of uint4 of a step of a band.
-constexpr int64_t step_words(MatrixKind kind) {
-  return (kind == MatrixKind::kInt8 ? 2 : 1) * int64_t{kLanes};
-}
-
-inline int64_t code_bytes(const MatrixView& matrix) {
-  if (!is_quantized(matrix)) {
-    const int64_t element = matrix.kind == MatrixKind::kF32 ? 4 : 2;
-    return matrix.n_bands * matrix.cols * kBandRows * element;
-  }
-  const int64_t n_steps = steps_of(matrix.n_groups, matrix.group_size);
-  return matrix.n_bands * n_steps * step_words(matrix.kind) * int64_t{sizeof(uint4)};
-}
-
-inline int64_t scale_bytes(const MatrixView& matrix) {
-  if (!is_quantized(matrix)) return 0;
-  const int64_t n_steps = steps_of(matrix.n_groups, matrix.group_size);
-  return matrix.n_bands * padded_groups(n_steps, matrix.group_size) * kBandRows *
-         int64_t{sizeof(uint16_t)};
-}
-
 template <int kGroup>
 struct UnitOf {
   static constexpr int kSteps = kGroup > kStepColumns ? kGroup / kStepColumns : 1;
   static constexpr int kGroups = kGroup > kStepColumns ? 1 : kStepColumns / kGroup;
   static constexpr int kColumns = kSteps * kStepColumns;
 };
-
-// Where the parts of a record begin, in bytes.
-struct RecordLayout {
-  int starts, scales, bytes;
-};
-
-__host__ __device__ constexpr RecordLayout record_layout(int group_size, int width) {
-  const int steps = group_size > kStepColumns ? group_size / kStepColumns : 1;
-  const int groups = group_size > kStepColumns ? 1 : kStepColumns / group_size;
-  RecordLayout at{};
-  at.starts = steps * width * kStepColumns;
-  at.scales = at.starts + groups * ((width + 1) / 2) * 16;
-  at.bytes = (at.scales + groups * width * 4 + 15) / 16 * 16;
-  return at;
-}
 
 // Quantized activations of `width * n_tiles` tokens.
 struct Activations {

@@ -15,35 +15,6 @@ namespace {
 // as half of a band.
 constexpr int64_t kWideRow = 8192;
 
-constexpr int64_t up_to_256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
-// Tokens side by side in the activations of a call.
-int64_t tile_width(const DeviceLimits& limits, int64_t n_tokens, int64_t cols, int64_t group_size) {
-  if (n_tokens > kFewTokens) return kGemmWidth;
-  const auto fits = [&](int64_t width) {
-    return gemv_shared_bytes(group_size, width, units_of(cols, group_size)) <= limits.shared_bytes;
-  };
-  if (n_tokens == 1 && fits(1)) return 1;
-  return n_tokens > 8 && fits(16) ? 16 : 8;
-}
-
-// Bytes of each part of the work space; they follow each other in this order.
-struct WorkParts {
-  int64_t activations, normed, partial;
-};
-
-WorkParts work_parts(const DeviceLimits& limits, int64_t n_tokens, int64_t cols,
-                     int64_t group_size) {
-  WorkParts parts{};
-  if (group_size != 0) {
-    const int64_t width = tile_width(limits, n_tokens, cols, group_size);
-    parts.activations = up_to_256(activation_bytes(n_tokens, width, cols, group_size));
-  }
-  parts.normed = up_to_256(n_tokens * cols * int64_t{sizeof(float)});
-  if (n_tokens > kFewTokens && group_size != 0) parts.partial = gemm_partial_bytes(limits);
-  return parts;
-}
-
 const uint32_t* scale_words(const MatrixView& matrix) {
   return reinterpret_cast<const uint32_t*>(matrix.scales);
 }
@@ -169,7 +140,7 @@ void run(const Stream& stream, const DeviceLimits& limits, const MatmulCall& cal
   }
   const int64_t n = call.n_tokens, cols = call.matrices[0]->cols;
   const int64_t group_size = quantized.n > 0 ? quantized.matrices[0]->group_size : 0;
-  const WorkParts parts = work_parts(limits, n, cols, group_size);
+  const MatmulWork parts = matmul_work(limits, n, cols, group_size);
   auto* const work = static_cast<unsigned char*>(call.work);
   if (unquantized.n > 0) {
     run_dense(stream, call, unquantized, reinterpret_cast<float*>(work + parts.activations));
@@ -187,16 +158,6 @@ void run(const Stream& stream, const DeviceLimits& limits, const MatmulCall& cal
 }
 
 }  // namespace
-
-int64_t matmul_work_bytes(const DeviceLimits& limits, int64_t n_tokens, int64_t cols,
-                          int64_t group_size) {
-  const WorkParts parts = work_parts(limits, n_tokens, cols, group_size);
-  return parts.activations + parts.normed + parts.partial;
-}
-
-int64_t matmul_tickets(const DeviceLimits& limits, int64_t n_kv_heads) {
-  return std::max(gemv_tickets(n_kv_heads), gemm_tickets(limits));
-}
 
 void matmul(const Stream& stream, const DeviceLimits& limits, const MatmulCall& call) {
   run(stream, limits, call, nullptr);

@@ -12,18 +12,12 @@
 
 #include "cuda/launch.h"
 #include "cuda/layout.h"
+#include "cuda/work.h"
 #include "kernels/args.h"
 
 namespace llama2q::cuda {
 
-inline constexpr int64_t kFewTokens = 32;
 inline constexpr int kMostMatrices = 3;  // that read one activation in one call
-
-// What decides grids and tiles.
-struct DeviceLimits {
-  int64_t n_multiprocessors;
-  int64_t shared_bytes;  // that a block may have (cudaDevAttrMaxSharedMemoryPerBlockOptin)
-};
 
 // Where the first value that is not finite is reported.
 struct FaultSite {
@@ -57,14 +51,6 @@ struct AppendTo {
   int64_t max_blocks;
 };
 
-// Bytes of MatmulCall::work for at most n_tokens rows of `cols` columns; group_size 0 if no matrix
-// is quantized.
-int64_t matmul_work_bytes(const DeviceLimits& limits, int64_t n_tokens, int64_t cols,
-                          int64_t group_size);
-
-// Elements of MatmulCall::tickets.
-int64_t matmul_tickets(const DeviceLimits& limits, int64_t n_kv_heads);
-
 void matmul(const Stream& stream, const DeviceLimits& limits, const MatmulCall& call);
 
 // call: wq, wk, wv with kStore; y[0] receives q. Returns whether all was done. If not (many tokens,
@@ -76,9 +62,6 @@ bool qkv(const Stream& stream, const DeviceLimits& limits, const MatmulCall& cal
 // y = RMSNorm(x), f32 [n_tokens, cols].
 void rms_norm(const Stream& stream, const float* x, int64_t n_tokens, int64_t cols,
               const float* norm, float eps, float* y, FaultSite fault);
-
-// Bytes of a matrix on the device, a multiple of 256.
-int64_t matrix_bytes(const MatrixView& matrix);
 
 // The matrix as it lies on the device at `memory` (matrix_bytes(), aligned to 256 bytes). Throws
 // std::invalid_argument if the kernels cannot hold its grid.

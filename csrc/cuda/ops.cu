@@ -25,13 +25,8 @@ cuda::MatmulCall call_of(const Device& device, const MatrixView& matrix, const f
           .y = {y, nullptr, nullptr},
           .y_rows = matrix.rows,
           .work = device.matmul_work.as(),
+          .tickets = device.matmul_tickets.as<uint32_t>(),
           .fault = fault};
-}
-
-// Below the tickets of appends lie those of attention.
-uint32_t* append_tickets_of(const Device& device) {
-  return device.tickets.as<uint32_t>() +
-         cuda::decode_tickets(device.shape.n_tokens, device.shape.n_heads, device.shape.n_kv_heads);
 }
 
 }  // namespace
@@ -59,6 +54,7 @@ void queue_qkv(Device& device, const LayerView& layer, float eps, const KvLayerV
                               .y = {q, k, v},
                               .y_rows = 0,
                               .work = device.matmul_work.as(),
+                              .tickets = device.matmul_tickets.as<uint32_t>(),
                               .fault = fault};
   const cuda::AppendTo append{.cos = cos,
                               .sin = sin,
@@ -66,8 +62,7 @@ void queue_qkv(Device& device, const LayerView& layer, float eps, const KvLayerV
                               .positions = tokens.positions,
                               .sequence_of_token = tokens.sequence_of_token,
                               .block_tables = tokens.block_tables,
-                              .max_blocks = tokens.max_blocks,
-                              .tickets = append_tickets_of(device)};
+                              .max_blocks = tokens.max_blocks};
   if (cuda::qkv(device.stream, device.limits, call, append)) return;
   cuda::rope_append(device.stream, {.cache = cache,
                                     .tokens = tokens,
@@ -99,7 +94,8 @@ void queue_attend(Device& device, const LayerView& layer, const KvLayerView& cac
                          device.n_tiles);
     return;
   }
-  const cuda::DecodeScratch scratch{device.states.as<float>(), device.tickets.as<uint32_t>()};
+  const cuda::DecodeScratch scratch{device.states.as<float>(),
+                                    device.decode_tickets.as<uint32_t>()};
   cuda::attend_decode(device.stream, args, scratch, device.context());
 }
 
@@ -143,34 +139,26 @@ void queue_output(Device& device, const float* norm, const MatrixView* matrix, f
 }
 
 void select_largest(Device& device, int64_t k, float* values, int32_t* ids) {
-  const int64_t n = device.n_rows, vocab_size = device.shape.vocab_size;
   device.use();
-  const auto count = static_cast<size_t>(n * k);
-  const cuda::DeviceArray values_there(count * sizeof(float)), ids_there(count * sizeof(int32_t));
-  const cuda::DeviceArray scratch(static_cast<size_t>(cuda::select_scratch(n, vocab_size, k)) *
-                                  sizeof(uint64_t));
-  const cuda::DeviceArray tickets(static_cast<size_t>(n) * sizeof(uint32_t));
   const cudaStream_t stream = device.stream.handle;
-  check(cudaMemsetAsync(tickets.as(), 0, static_cast<size_t>(n) * sizeof(uint32_t), stream),
-        "clearing tickets");
+  const auto count = static_cast<size_t>(device.n_rows * k);
   const cuda::FaultSite fault = device.fault_at(device.shape.n_layers, DeviceOp::kSelect);
   cuda::select(device.stream, {.logits = device.rows[static_cast<int>(Rows::kOutput)].as<float>(),
-                               .n_rows = n,
-                               .vocab_size = vocab_size,
+                               .n_rows = device.n_rows,
+                               .vocab_size = device.shape.vocab_size,
                                .k = k,
-                               .values = values_there.as<float>(),
-                               .ids = ids_there.as<int32_t>(),
-                               .scratch = scratch.as<uint64_t>(),
-                               .tickets = tickets.as<uint32_t>(),
+                               .values = device.values_of.as<float>(),
+                               .ids = device.ids_of.as<int32_t>(),
+                               .scratch = device.select_keys.as<uint64_t>(),
+                               .tickets = device.select_tickets.as<uint32_t>(),
                                .fault = fault.fault,
                                .fault_code = fault.code});
-  check(cudaMemcpyAsync(values, values_there.as(), count * sizeof(float), cudaMemcpyDeviceToHost,
-                        stream),
-        "reading what was selected");
-  check(
-      cudaMemcpyAsync(ids, ids_there.as(), count * sizeof(int32_t), cudaMemcpyDeviceToHost, stream),
-      "reading what was selected");
-  check(cudaStreamSynchronize(stream), "waiting for the GPU");
+  const auto read = [&](void* to, const cuda::DeviceArray& from, size_t bytes) {
+    check(cudaMemcpyAsync(to, from.as(), bytes, cudaMemcpyDeviceToHost, stream),
+          "reading what was selected");
+  };
+  read(values, device.values_of, count * sizeof(float));
+  read(ids, device.ids_of, count * sizeof(int32_t));
 }
 
 void copy_blocks(Device& device, const KvLayerView* layers, int64_t n_layers, const int32_t* source,

@@ -5,10 +5,6 @@
 
 namespace llama2q::cuda {
 
-int64_t most_prefill_tiles(int64_t n_tokens, int64_t group) {
-  return n_tokens * ((group + kPrefillRows - 1) / kPrefillRows);
-}
-
 int64_t cut_prefill_tiles(const int32_t* positions, const int32_t* sequence_of_token,
                           int64_t n_tokens, int64_t group, PrefillTile* tiles) {
   int64_t n_tiles = 0;

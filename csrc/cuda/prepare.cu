@@ -113,12 +113,6 @@ Activations place_activations(int64_t n_tokens, int64_t width, int64_t cols, int
   return out;
 }
 
-int64_t activation_bytes(int64_t n_tokens, int64_t width, int64_t cols, int64_t group_size) {
-  const int64_t n_tiles = (n_tokens + width - 1) / width;
-  const int record = record_layout(static_cast<int>(group_size), static_cast<int>(width)).bytes;
-  return n_tiles * units_of(cols, group_size) * record;
-}
-
 void quantize_rows(const Stream& stream, const float* x, int64_t n_tokens, int64_t cols,
                    int64_t group_size, const float* norm, float eps, const Activations& out,
                    FaultSite fault) {

@@ -7,9 +7,6 @@
 
 namespace llama2q::cuda {
 
-// Bytes of Activations of n_tokens rows, in tiles of `width`.
-int64_t activation_bytes(int64_t n_tokens, int64_t width, int64_t cols, int64_t group_size);
-
 // Deals `memory` (activation_bytes(), aligned to 16 bytes) out.
 Activations place_activations(int64_t n_tokens, int64_t width, int64_t cols, int64_t group_size,
                               void* memory);

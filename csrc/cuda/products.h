@@ -2,6 +2,7 @@
 // codes as factors of an mma, what its accumulators start from, and what they mean.
 #pragma once
 
+#include "cuda/gemv_shared.h"
 #include "cuda/intrinsics.h"
 #include "cuda/layout.h"
 
@@ -121,7 +122,6 @@ __device__ __forceinline__ void add_group(float (&acc)[4], const IntC& c, uint32
 
 // The slices of K that are summed for themselves, by units: contiguous, decided by the matrix
 // alone.
-inline constexpr int kSlices = 8;
 
 struct Slice {
   int begin, end;  // units

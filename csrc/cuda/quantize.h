@@ -3,6 +3,7 @@
 // for many tokens, so that both give the same bits.
 #pragma once
 
+#include "cuda/gemv_shared.h"
 #include "cuda/intrinsics.h"
 #include "cuda/layout.h"
 #include "cuda/math.h"
@@ -10,8 +11,6 @@
 namespace llama2q::cuda {
 
 inline constexpr int kOctet = 8;
-inline constexpr int kRowThreads = 256;  // of a block that norms a row
-inline constexpr int kRowWarps = kRowThreads / kLanes;
 
 // x[column .. column + 8), of `cols` columns; absent ones are 0. x + column is aligned to 16 bytes
 // if `aligned`.

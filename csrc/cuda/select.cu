@@ -10,7 +10,7 @@ namespace llama2q::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 2048;  // keys that are sorted at a time
+constexpr int kChunk = static_cast<int>(kSelectChunk);
 
 // Greater for greater values, of equal ones for lower ids; 0 is below all.
 __device__ __forceinline__ uint64_t key_of(float x, int32_t id) {
@@ -117,10 +117,6 @@ __global__ void __launch_bounds__(kThreads) select_largest(const SelectArgs args
 int64_t chunks_of(int64_t vocab_size) { return (vocab_size + kChunk - 1) / kChunk; }
 
 }  // namespace
-
-int64_t select_scratch(int64_t n_rows, int64_t vocab_size, int64_t k) {
-  return n_rows * chunks_of(vocab_size) * k;
-}
 
 void select(const Stream& stream, const SelectArgs& args) {
   if (args.n_rows == 0) return;

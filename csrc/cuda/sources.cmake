@@ -10,6 +10,7 @@ set(LLAMA2Q_CUDA_SOURCES
   gather.cu
   gemm.cu
   gemv.cu
+  matmul.cu
   ops.cu
   pass.cu
   place.cu
@@ -18,4 +19,5 @@ set(LLAMA2Q_CUDA_SOURCES
   rope_append.cu
   select.cu
   table.cu
-  upload.cu)
+  upload.cu
+  work.cpp)

@@ -1,6 +1,7 @@
 // The table that the core finds in this library: every function catches what is thrown below it.
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <new>
 
@@ -10,8 +11,6 @@
 #include "cuda/table.h"
 
 namespace llama2q {
-
-int64_t device_work_bytes(const DeviceShape& shape);
 
 namespace {
 
@@ -83,18 +82,17 @@ int describe(int32_t index, DeviceInfo* info, DeviceFailure* failure) {
     int driver = 0;
     check(cudaDriverGetVersion(&driver), "asking for the driver's version");
     *info = {};
-    std::snprintf(info->name, sizeof info->name, "%s", properties.name);
+    std::memcpy(info->name, properties.name, sizeof info->name - 1);
     info->total_bytes = static_cast<int64_t>(total_bytes);
     info->free_bytes = static_cast<int64_t>(free_bytes);
     info->major = properties.major;
     info->minor = properties.minor;
     info->n_multiprocessors = properties.multiProcessorCount;
+    info->shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
     info->driver_version = driver;
     info->bytes_per_second = bytes_per_second(index);
   });
 }
-
-int64_t work_bytes(const DeviceShape* shape) { return device_work_bytes(*shape); }
 
 int open(int32_t index, const DeviceShape* shape, Device** device, DeviceFailure* failure) {
   return guarded(failure, [&] { *device = new Device(index, *shape); });
@@ -136,8 +134,6 @@ int copy_in(Device* device, void* to, const void* host, int64_t bytes, DeviceFai
 int copy_out(Device* device, void* host, const void* from, int64_t bytes, DeviceFailure* failure) {
   return copy(device, host, from, bytes, cudaMemcpyDeviceToHost, failure);
 }
-
-int64_t matrix_bytes(const MatrixView* host) { return cuda::matrix_bytes(*host); }
 
 int place(Device* device, const MatrixView* host, void* memory, MatrixView* placed,
           DeviceFailure* failure) {
@@ -233,14 +229,12 @@ const llama2q::DeviceTable llama2q_device_table = {
     .targets = LLAMA2Q_CUDA_TARGETS,
     .count = llama2q::count,
     .describe = llama2q::describe,
-    .work_bytes = llama2q::work_bytes,
     .open = llama2q::open,
     .close = llama2q::close,
     .allocate = llama2q::allocate,
     .release = llama2q::release,
     .copy_in = llama2q::copy_in,
     .copy_out = llama2q::copy_out,
-    .matrix_bytes = llama2q::matrix_bytes,
     .place_matrix = llama2q::place,
     .rows = llama2q::rows,
     .note = llama2q::note,

@@ -31,11 +31,18 @@ struct DeviceInfo {
   int64_t total_bytes, free_bytes;
   int32_t major, minor;  // compute capability
   int32_t n_multiprocessors;
+  int64_t shared_bytes;      // that a block may have
   int32_t driver_version;    // 1000 * major + 10 * minor of the CUDA version that it supports
   int64_t bytes_per_second;  // of its memory, by its clock and bus; 0 if it does not tell
 };
 
-// What decides the size of a device's work space.
+// What decides grids and tiles.
+struct DeviceLimits {
+  int64_t n_multiprocessors;
+  int64_t shared_bytes;  // that a block may have (cudaDevAttrMaxSharedMemoryPerBlockOptin)
+};
+
+// What decides the size of a device's work space (cuda/work.h).
 struct DeviceShape {
   int64_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
   int64_t n_ctx_blocks;   // blocks of the longest block table
@@ -65,8 +72,7 @@ struct DeviceTable {
 
   int (*count)(int32_t* n, DeviceFailure* failure);
   int (*describe)(int32_t index, DeviceInfo* info, DeviceFailure* failure);
-  // Bytes of work space that open() takes.
-  int64_t (*work_bytes)(const DeviceShape* shape);
+  // Takes the device's work space, too.
   int (*open)(int32_t index, const DeviceShape* shape, Device** device, DeviceFailure* failure);
   void (*close)(Device* device);
 
@@ -77,9 +83,8 @@ struct DeviceTable {
   int (*copy_out)(Device* device, void* host, const void* from, int64_t bytes,
                   DeviceFailure* failure);
 
-  // Bytes of a matrix on the device; place_matrix() copies it there, permutes it, and describes it
-  // in `placed`. memory is aligned to 256 bytes.
-  int64_t (*matrix_bytes)(const MatrixView* host);
+  // Copies a matrix to `memory` (cuda/sizes.h, matrix_bytes(), aligned to 256 bytes), permutes it,
+  // and describes it in `placed`.
   int (*place_matrix)(Device* device, const MatrixView* host, void* memory, MatrixView* placed,
                       DeviceFailure* failure);
 

@@ -89,10 +89,6 @@ dim3 blocks_for(int64_t n) { return dim3(static_cast<unsigned>((n + kThreads - 1
 
 }  // namespace
 
-int64_t matrix_bytes(const MatrixView& matrix) {
-  return (code_bytes(matrix) + scale_bytes(matrix) + 255) / 256 * 256;
-}
-
 MatrixView placed_matrix(const MatrixView& matrix, void* memory) {
   if (matrix.kind == MatrixKind::kInt4 && !has_code_table(matrix)) {
     throw std::invalid_argument(
@@ -137,7 +133,7 @@ void place_bands(const Stream& stream, const MatrixView& placed, int64_t first, 
   PlaceArgs args{};
   args.codes = static_cast<const uint32_t*>(codes);
   args.scales = scales;
-  args.band_words = n_steps * step_words(placed.kind);
+  args.band_words = n_steps * step_bytes(placed.kind) / int64_t{sizeof(uint4)};
   args.band_scales = padded_groups(n_steps, placed.group_size) * 8;
   args.placed_codes = reinterpret_cast<uint4*>(to) + first * args.band_words;
   args.placed_scales =

@@ -64,6 +64,7 @@ class DeviceDescription(TypedDict):
     free_bytes: int
     compute_capability: tuple[int, int]
     n_multiprocessors: int
+    shared_bytes: int
     driver_version: tuple[int, int]
     bytes_per_second: int
 
@@ -75,13 +76,18 @@ class DeviceLibrary:
     def targets(self) -> str: ...
     @property
     def n_devices(self) -> int: ...
-    def work_bytes(
-        self, config: Mapping[str, object], n_ctx_blocks: int, max_sequences: int
-    ) -> int:
-        """Bytes of a model's work space on a device."""
-
     def describe(self, index: int) -> DeviceDescription:
         """Name, memory and abilities of a device."""
+
+def device_work_bytes(
+    config: Mapping[str, object],
+    n_ctx_blocks: int,
+    max_sequences: int,
+    n_multiprocessors: int,
+    shared_bytes: int,
+) -> int:
+    """Bytes of a model's work space on a device that has so many multiprocessors, and whose blocks
+    may have so much shared memory."""
 
 def device_matrix_bytes(matrix: Matrix) -> int:
     """Bytes that a matrix takes on a device."""

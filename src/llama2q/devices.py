@@ -46,6 +46,8 @@ class Device:
     compute_capability : tuple of int
     bytes_per_second : int
         Bandwidth of its memory by clock and bus; 0 if it does not tell.
+    n_multiprocessors, shared_bytes : int
+        They decide its work space: how many, and the shared memory that a block may have.
     """
 
     index: int
@@ -55,6 +57,8 @@ class Device:
     room_bytes: int
     compute_capability: tuple[int, int] = (0, 0)
     bytes_per_second: int = 0
+    n_multiprocessors: int = 128
+    shared_bytes: int = 99 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +271,8 @@ def _device(index: int, found: _core.DeviceDescription) -> Device:
         room_bytes=max(0, found["free_bytes"] - reserve),
         compute_capability=found["compute_capability"],
         bytes_per_second=found["bytes_per_second"],
+        n_multiprocessors=found["n_multiprocessors"],
+        shared_bytes=found["shared_bytes"],
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llama2q import _core
-from llama2q.devices import Device, DeviceRequest, library
+from llama2q.devices import Device, DeviceRequest
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.kv_blocks import blocks_for
@@ -66,7 +66,7 @@ def place(
     wanted = file.config.n_layers if request.gpu_layers == "auto" else request.gpu_layers
 
     def sizes(kv_dtype: _core.KvDtype, count: int) -> DeviceSizes:
-        return _with_cache(weights, file, n_ctx, kv_dtype, count)
+        return _with_cache(weights, file, devices, n_ctx, kv_dtype, count)
 
     def fitting(kv_dtype: _core.KvDtype, count: int) -> int:
         shares = split(devices, sizes(kv_dtype, count))
@@ -102,14 +102,24 @@ def _weight_sizes(file: L2qFile) -> DeviceSizes:
 
 
 def _with_cache(
-    weights: DeviceSizes, file: L2qFile, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int
+    weights: DeviceSizes,
+    file: L2qFile,
+    devices: Sequence[Device],
+    n_ctx: int,
+    kv_dtype: _core.KvDtype,
+    n_sequences: int,
 ) -> DeviceSizes:
     config = file.config.to_dict()
     n_blocks = blocks_for(n_ctx)
     return replace(
         weights,
         kv_per_layer=_core.kv_bytes({**config, "n_layers": 1}, kv_dtype, n_blocks * n_sequences),
-        work=library().work_bytes(config, n_blocks, n_sequences),
+        work=max(
+            _core.device_work_bytes(
+                config, n_blocks, n_sequences, device.n_multiprocessors, device.shared_bytes
+            )
+            for device in devices
+        ),
     )
 
 

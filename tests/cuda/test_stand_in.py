@@ -35,6 +35,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(devices.LIBRARY_VARIABLE, str(LIBRARY))
     yield
     monkeypatch.delenv("LLAMA2Q_STAND_IN_FAIL", raising=False)
+    monkeypatch.delenv("LLAMA2Q_STAND_IN_DEVICES", raising=False)
     gc.collect()
     for device in devices.find():
         assert device.free_bytes == device.total_bytes
@@ -70,9 +71,9 @@ def test_other_types(convert_mini: Callable[..., Path], quant: str) -> None:
 def test_several_devices(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets what fits; the plan is exact to the byte."""
     monkeypatch.setenv("LLAMA2Q_STAND_IN_DEVICES", "3")
-    size = plan_of(model, "cuda:0").devices[0].total_bytes
+    (whole,) = plan_of(model, "cuda:0").devices
     expected = logits(model, device="cpu")
-    budget = size // 3
+    budget = whole.work_bytes + (whole.total_bytes - whole.work_bytes) // 2
     with llama2q.load(model, n_ctx=512, device="cuda", gpu_memory=budget) as llm:
         shares = llm.engine.plan.devices
         assert len(shares) >= 2
@@ -127,14 +128,14 @@ def test_memory_is_planned(model: Path) -> None:
     (share,) = whole.devices
     assert share.n_layers == N_LAYERS
     assert whole.kv_bytes == 0
-    smaller = plan_of(model, gpu_memory=share.total_bytes - 1)
+    smaller = plan_of(model, gpu_memory=share.total_bytes - 1, kv_dtype="f16")
     (part,) = smaller.devices
     assert part.n_layers == N_LAYERS - 1
     assert smaller.weight_bytes > whole.weight_bytes
     assert smaller.kv_bytes == part.kv_bytes // part.n_layers
     message = f"gpu_layers is {N_LAYERS}: they do not fit; there is room for {N_LAYERS - 1} "
     with pytest.raises(InsufficientMemoryError, match=message):
-        plan_of(model, gpu_layers=N_LAYERS, gpu_memory=share.total_bytes - 1)
+        plan_of(model, gpu_layers=N_LAYERS, gpu_memory=share.total_bytes - 1, kv_dtype="f16")
     assert plan_of(model, gpu_memory=1000).devices == ()
 
 

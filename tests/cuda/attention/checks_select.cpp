@@ -25,7 +25,7 @@ Selected select(const std::vector<float>& logits, int64_t n_rows, int64_t k) {
   const Buffer<float> rows(logits);
   Buffer<float> values(static_cast<size_t>(n_rows * k));
   Buffer<int32_t> ids(static_cast<size_t>(n_rows * k));
-  Buffer<uint64_t> scratch(static_cast<size_t>(cuda::select_scratch(n_rows, vocab_size, k)));
+  Buffer<uint64_t> scratch(static_cast<size_t>(cuda::select_keys(n_rows, vocab_size, k)));
   Buffer<uint32_t> tickets(std::vector<uint32_t>(static_cast<size_t>(n_rows)));
   Buffer<int32_t> fault(std::vector<int32_t>{0});
   cuda::select(stream(), {.logits = rows.data(),

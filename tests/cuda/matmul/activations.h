@@ -42,7 +42,7 @@ void expect_same(const float* got, const float* wanted, int64_t n, const std::st
 
 // What a matmul needs besides its arguments.
 struct Device {
-  llama2q::cuda::DeviceLimits limits{4, 99 * 1024};
+  llama2q::DeviceLimits limits{4, 99 * 1024};
   int64_t n_kv_heads = 8;
 };
 

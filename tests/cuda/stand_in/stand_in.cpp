@@ -18,8 +18,8 @@
 #include "backend/cpu_backend.h"
 #include "backend/cpu_features.h"
 #include "base/float_env.h"
-#include "cuda/sizes.h"
 #include "cuda/table.h"
+#include "cuda/work.h"
 
 namespace llama2q {
 
@@ -85,6 +85,8 @@ int count(int32_t* n, DeviceFailure* failure) {
   return 0;
 }
 
+constexpr DeviceLimits kLimits{.n_multiprocessors = 1, .shared_bytes = 99 * 1024};
+
 int describe(int32_t index, DeviceInfo* info, DeviceFailure* failure) {
   if (is_to_fail("describe")) return refuse("describe", failure);
   *info = {};
@@ -92,16 +94,15 @@ int describe(int32_t index, DeviceInfo* info, DeviceFailure* failure) {
   info->total_bytes = total_bytes();
   info->free_bytes = total_bytes() - used_bytes()[index];
   info->major = 9;
-  info->n_multiprocessors = 1;
+  info->n_multiprocessors = static_cast<int32_t>(kLimits.n_multiprocessors);
+  info->shared_bytes = kLimits.shared_bytes;
   info->driver_version = 13000;
   info->bytes_per_second = int64_t{100'000'000'000};
   return 0;
 }
 
-int64_t work_bytes(const DeviceShape* s) {
-  const int64_t rows = 3 * s->dim + s->hidden_dim;
-  return 4 * (s->n_tokens * rows + s->n_rows * (s->vocab_size > s->dim ? s->vocab_size : s->dim));
-}
+// What a GPU of these limits would take.
+int64_t work_bytes(const DeviceShape* shape) { return cuda::WorkSizes(*shape, kLimits).total(); }
 
 bool take(int32_t index, int64_t bytes) {
   int64_t& used = used_bytes()[index];
@@ -185,8 +186,6 @@ int64_t file_code_bytes(const MatrixView& m) {
 int64_t file_scale_bytes(const MatrixView& m) { return m.n_bands * m.n_groups * kBandRows * 2; }
 
 // What it takes on a GPU, which is never less.
-int64_t matrix_bytes(const MatrixView* m) { return cuda::matrix_bytes(*m); }
-
 int place_matrix(Device*, const MatrixView* host, void* memory, MatrixView* placed,
                  DeviceFailure* failure) {
   if (is_to_fail("place_matrix")) return refuse("place_matrix", failure);
@@ -359,14 +358,12 @@ const llama2q::DeviceTable llama2q_device_table = {
     .targets = "stand-in",
     .count = llama2q::count,
     .describe = llama2q::describe,
-    .work_bytes = llama2q::work_bytes,
     .open = llama2q::open,
     .close = llama2q::close,
     .allocate = llama2q::allocate,
     .release = llama2q::release,
     .copy_in = llama2q::copy_in,
     .copy_out = llama2q::copy_out,
-    .matrix_bytes = llama2q::matrix_bytes,
     .place_matrix = llama2q::place_matrix,
     .rows = llama2q::rows,
     .note = llama2q::note,

@@ -140,9 +140,14 @@ Memory zeros(int64_t bytes) {
 Memory random_floats(int64_t n) {
   std::mt19937 random(2);
   std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
-  std::vector<float> values(static_cast<size_t>(n));
+  std::vector<float> values(static_cast<size_t>(kBlockBytes) / sizeof(float));
   for (float& value : values) value = uniform(random);
-  return upload(values.data(), n * int64_t{sizeof(float)});
+  std::vector<unsigned char> block(static_cast<size_t>(kBlockBytes));
+  std::memcpy(block.data(), values.data(), block.size());
+  const int64_t bytes = n * int64_t{sizeof(float)};
+  Memory memory(bytes);
+  fill(memory.as(), bytes, block);
+  return memory;
 }
 
 int rotations(const Settings& settings, int64_t bytes, int most) {

@@ -121,7 +121,7 @@ void time_decode(const Machine& machine, const Work& work, KvType type, int64_t 
   const Step step(machine, work, type, n_sequences, length, positions, sequences);
   const Shape& s = *work.shape;
   const Memory states(4 * cuda::decode_states(n_tokens, s.n_heads, s.head_dim, kContext));
-  const Memory tickets = zeros(4 * cuda::decode_tickets(n_tokens, s.n_heads, s.n_kv_heads));
+  const Memory tickets = zeros(4 * cuda::decode_tickets(n_tokens, s.n_heads));
   const cuda::DecodeScratch scratch{states.as<float>(), tickets.as<uint32_t>()};
   const auto queue = [&](const Stream& stream, int i) {
     cuda::attend_decode(stream, step.args(i), scratch, covered(length),
@@ -188,7 +188,7 @@ void time_append(const Machine& machine, const Work& work, KvType type, int64_t 
 void time_select(const Machine& machine, const Work& work, int64_t k) {
   const int64_t vocab_size = work.shape->vocab_size;
   const Memory logits = random_floats(vocab_size), values = zeros(4 * k), ids = zeros(4 * k);
-  const Memory scratch(8 * cuda::select_scratch(1, vocab_size, k));
+  const Memory scratch(8 * cuda::select_keys(1, vocab_size, k));
   const Memory tickets = zeros(4), fault = zeros(4);
   const auto queue = [&](const Stream& stream, int) {
     cuda::select(stream, {.logits = logits.as<float>(),

@@ -137,7 +137,7 @@ struct Cache {
 
 void time_op(const Machine& machine, const Work& work, const Op& op, const Placed& placed,
              int64_t n_tokens) {
-  const cuda::DeviceLimits limits{
+  const DeviceLimits limits{
       .n_multiprocessors = machine.properties.multiProcessorCount,
       .shared_bytes = static_cast<int64_t>(machine.properties.sharedMemPerBlockOptin)};
   const Shape& s = *work.shape;

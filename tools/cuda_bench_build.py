@@ -41,7 +41,7 @@ def query(*fields: str) -> list[str]:
 
 
 def facts(context: Context) -> None:
-    """What a reader needs to judge the figures."""
+    """Record what a reader needs to judge the figures."""
     values = dict(zip(_FIELDS, query(*_FIELDS), strict=False))
     memory = dict(
         line.split(":", 1)
@@ -79,7 +79,7 @@ def facts(context: Context) -> None:
 
 
 def build(context: Context) -> None:
-    """The package for this device, and the programs beside it, in one go."""
+    """Build the package for this device, and the programs beside it, in one go."""
     settings = context.settings
     if settings.installed:
         context.package = context.settings.work  # nothing of it is on PYTHONPATH's first place

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ from synthetic_shapes import SHAPES, SyntheticShape
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI_TOKENIZER = ROOT / "tests" / "data" / "mini" / "tokenizer.model"
+Bytes: TypeAlias = bytes | memoryview
 _LAYER = re.compile(r"^layers\.\d+\.")
 _PIECE_BYTES = 32 << 20
 _THREADS = 8
@@ -137,7 +139,7 @@ def write_l2q(config: ModelConfig, tokenizer: bytes, path: Path) -> None:
     """Write a `.l2q` file whose layers are alike."""
     metadata = metadata_for(config)
     outline = Outline.of(metadata, len(tokenizer))
-    contents: dict[str, bytes | NDArray[np.uint8]] = {}
+    contents: dict[str, Bytes] = {}
     source = RandomTensors(0)
     for part in model_parts(config, metadata.recipe, len(tokenizer)):
         if isinstance(part, MatrixSpec):
@@ -163,7 +165,7 @@ def _alike(name: str) -> str:
     return _LAYER.sub("layers.", name)
 
 
-def _joined(chunks: Iterable[NDArray[np.generic]], n_bytes: int) -> NDArray[np.uint8]:
+def _joined(chunks: Iterable[NDArray[np.generic]], n_bytes: int) -> memoryview:
     data = np.empty(n_bytes, np.uint8)
     at = 0
     for chunk in chunks:
@@ -172,7 +174,7 @@ def _joined(chunks: Iterable[NDArray[np.generic]], n_bytes: int) -> NDArray[np.u
         at += len(view)
     if at != n_bytes:
         raise ValueError(f"{at} bytes of a tensor of {n_bytes}")
-    return data
+    return data.data
 
 
 def _outside(
@@ -183,7 +185,7 @@ def _outside(
     return tokenizer if part.name == TOKENIZER else source.norm(part).tobytes()
 
 
-def _write(path: Path, size: int, pieces: list[tuple[int, bytes | NDArray[np.uint8]]]) -> None:
+def _write(path: Path, size: int, pieces: list[tuple[int, Bytes]]) -> None:
     """Write pieces at their places, several at a time; what lies between is zero."""
     part = path.with_name(path.name + ".part")
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -219,7 +221,7 @@ def write_gguf(shape: SyntheticShape, path: Path) -> None:
     stub.unlink()
     metadata["llama.block_count"] = shape.n_layers
     entries: list[container.GgufTensor] = []
-    contents: dict[str, bytes | NDArray[np.uint8]] = {}
+    contents: dict[str, Bytes] = {}
     config = shape.config
     for part in model_parts(config, metadata_for(config).recipe, 0):
         if part.name in (INV_FREQ, TOKENIZER):
@@ -227,7 +229,7 @@ def write_gguf(shape: SyntheticShape, path: Path) -> None:
         if isinstance(part, TensorSpec):
             name, kind, dims = gguf_name(part.name), container.F32, part.shape
             entries.append(container.GgufTensor(name, dims, kind, part.nbytes))
-            contents.setdefault(_kind_of(name), np.ones(part.shape, np.float32).view(np.uint8))
+            contents.setdefault(_kind_of(name), np.ones(part.shape, np.float32).tobytes())
             continue
         for source in part.sources:
             name = gguf_name(source)
@@ -237,8 +239,8 @@ def write_gguf(shape: SyntheticShape, path: Path) -> None:
             if _kind_of(name) not in contents:
                 contents[_kind_of(name)] = _random_blocks(kind, n_bytes)
     header = container.build_header(metadata, entries)
-    at, pieces = len(header), [(0, header)]
-    placed: list[tuple[int, bytes | NDArray[np.uint8]]] = [*pieces]
+    at = len(header)
+    placed: list[tuple[int, Bytes]] = [(0, header)]
     for entry in entries:
         placed.append((at, contents[_kind_of(entry.name)]))
         at += entry.n_bytes + -entry.n_bytes % container.ALIGNMENT
@@ -249,13 +251,13 @@ def _kind_of(name: str) -> str:
     return re.sub(r"^blk\.\d+\.", "blk.", name)
 
 
-def _random_blocks(kind: container.GgufType, n_bytes: int) -> NDArray[np.uint8]:
+def _random_blocks(kind: container.GgufType, n_bytes: int) -> memoryview:
     """Return blocks of random codes whose f16 scale is small."""
     blocks = np.random.default_rng(0).integers(0, 256, n_bytes, dtype=np.uint8)
     rows = blocks.reshape(-1, kind.block_bytes)
     at = kind.block_bytes - 2 if kind is _Q6_K else 0
     rows[:, at : at + 2] = np.array([2.0**-12 if kind is _Q6_K else 2.0**-8], "<f2").view(np.uint8)
-    return blocks
+    return blocks.data
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Measurer:
     def _decode(
         self, tokens: int, depth: int = 0, sequences: int = 1, repeat: int = 3
     ) -> dict[str, Any]:
-        """Forward calls of a token for each sequence, logits to the host; nothing is sampled."""
+        """Compute a token for each sequence, logits to the host; nothing is sampled."""
         self._bench.seconds("decode", 2, depth, sequences)
         times = [self._bench.seconds("decode", tokens, depth, sequences) for _ in range(repeat)]
         seconds = statistics.median(times)
@@ -145,7 +145,7 @@ class Measurer:
         }
 
     def _prefill(self, tokens: int, repeat: int = 3) -> dict[str, Any]:
-        """A prompt of random tokens, the logits of its last."""
+        """Read a prompt of random tokens; the logits of its last."""
         self._bench.seconds("prefill", tokens)
         times = [self._bench.seconds("prefill", tokens) for _ in range(repeat)]
         seconds = statistics.median(times)
@@ -167,10 +167,12 @@ class Measurer:
         }
 
     def _generate(self, tokens: int, prompt: int = 16, sequences: int = 1) -> dict[str, Any]:
-        """Greedy text by `generate`, as users have it."""
+        """Write greedy text by `generate`, as users have it."""
         random = np.random.default_rng(0)
-        ids = random.integers(3, self._engine.config.vocab_size, (sequences, prompt)).tolist()
-        how = {"temperature": 0.0, "ignore_eos": True}
+        ids: list[list[int]] = random.integers(
+            3, self._engine.config.vocab_size, (sequences, prompt)
+        ).tolist()
+        how: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
         self._llm.generate(ids, max_tokens=4, **how)
         started = time.perf_counter()
         completions = self._llm.generate(ids, max_tokens=tokens, **how)

@@ -18,6 +18,7 @@ BATCHES = (8, 32)
 N_CTX = 4096
 SPLITS = {"7b": ("7GB",), "13b": ("7GB",), "70b": ("24GB", "16GB", "12GB", "8GB")}
 """Memory of the device that a shape may take."""
+_TINY_SPLIT = "that of two layers"
 _STREAM_TOKENS = (16, 32, 64, 128, 256, 512)
 
 
@@ -194,13 +195,20 @@ def split(context: Context) -> None:
                 {"kind": "decode", "tokens": 32, "depth": depth, "repeat": 3} for depth in DEPTHS
             ]
         measures.append({"kind": "prefill", "tokens": 24 if dry else 512, "repeat": 1})
-        load = {"device": "cuda", "gpu_memory": memory}
+        load = _device_of(memory)
         work(context, "split", file, load, measures, seconds, memory=memory)
     _stream(context)
 
 
 def _splits_of(context: Context, shape: str) -> tuple[str, ...]:
-    return ("1600kB",) if context.settings.dry else SPLITS.get(shape, ())
+    return (_TINY_SPLIT,) if context.settings.dry else SPLITS.get(shape, ())
+
+
+def _device_of(memory: str) -> dict[str, Any]:
+    """Return what `load` is told about the device."""
+    if memory == _TINY_SPLIT:
+        return {"device": "cuda", "gpu_layers": 2}
+    return {"device": "cuda", "gpu_memory": memory}
 
 
 def _stream(context: Context) -> None:
@@ -218,7 +226,7 @@ def _stream(context: Context) -> None:
         {"kind": "prefill", "tokens": n, "repeat": 1 if dry else 2} for n in counts
     ]
     for how in (1, None):
-        load = {"device": "cuda", "gpu_memory": memory, "stream_prefill": how}
+        load = {**_device_of(memory), "stream_prefill": how}
         seconds = context.part_left() / (2 if how is not None else 1)
         work(
             context,

@@ -25,6 +25,8 @@ struct Fault {
   const char* op;
 };
 
+inline constexpr int64_t kMostLargest = 64;
+
 // The tokens of a pass over the layers and what is asked of it; pointers are host memory.
 struct Pass {
   const Batch* batch;
@@ -71,6 +73,10 @@ class Backend {
   virtual void record() = 0;
   virtual void end_record(uint64_t key, bool keep) = 0;
   virtual Fault finish() = 0;
+  // The k largest of each of n_rows rows of logits, descending, ties to the lower id -> values,
+  // ids [n_rows, k] of the host, behind the ops of a pass, before finish(). k <= kMostLargest.
+  virtual void select(int64_t n_rows, int64_t vocab_size, int64_t k, const float* logits,
+                      float* values, int32_t* ids) = 0;
 
   // The pass's token_ids -> x f32 [n, dim]. The ids have been checked.
   virtual void embed(const EmbeddingView& table, const Pass& pass, float* x) = 0;

@@ -49,6 +49,8 @@ class CpuBackend final : public Backend {
   void record() override {}
   void end_record(uint64_t, bool) override {}
   Fault finish() override { return {-1, nullptr}; }
+  void select(int64_t n_rows, int64_t vocab_size, int64_t k, const float* logits, float* values,
+              int32_t* ids) override;
 
   void embed(const EmbeddingView& table, const Pass& pass, float* x) override;
   bool qkv(const LayerView& layer, float eps, const Batch& batch, const KvLayerView& cache,

@@ -10,7 +10,7 @@ namespace {
 
 // What an op's number in a fault means (csrc/cuda/table.h).
 constexpr const char* kOpNames[] = {"embed",   "qkv",  "attend", "project",
-                                    "gate_up", "down", "output"};
+                                    "gate_up", "down", "output", "select"};
 
 class DeviceMemory final : public BackendMemory {
  public:
@@ -163,6 +163,24 @@ const float* DeviceBackend::place(const float* norm, int64_t dim) {
   return reinterpret_cast<const float*>(memory);
 }
 
+MatrixView DeviceBackend::stream(const MatrixView& host, char* memory, StreamSlot slot) {
+  MatrixView placed{};
+  call(table_.stream_matrix, &host, static_cast<void*>(memory), slot, &placed);
+  return placed;
+}
+
+void DeviceBackend::stream(const void* host, int64_t bytes, char* memory, StreamSlot slot) {
+  call(table_.stream_bytes, static_cast<void*>(memory), host, bytes, slot);
+}
+
+void DeviceBackend::await(StreamSlot slot) { call(table_.await_slot, slot); }
+
+void DeviceBackend::free(StreamSlot slot) { call(table_.free_slot, slot); }
+
+void DeviceBackend::copy_bytes_out(const char* memory, int64_t bytes, char* host) {
+  call(table_.copy_out, static_cast<void*>(host), static_cast<const void*>(memory), bytes);
+}
+
 void DeviceBackend::begin(const Pass& pass) {
   const Batch& batch = *pass.batch;
   const DeviceBatch copied{.n_tokens = batch.n_tokens,
@@ -201,6 +219,10 @@ Fault DeviceBackend::finish() {
   int32_t op = 0;
   call(table_.finish, &layer, &op);
   return {layer, kOpNames[op]};
+}
+
+void DeviceBackend::select(int64_t, int64_t, int64_t k, const float*, float* values, int32_t* ids) {
+  call(table_.select, k, values, ids);
 }
 
 void DeviceBackend::embed(const EmbeddingView& table, const Pass&, float* x) {

@@ -30,11 +30,21 @@ class DeviceBackend final : public Backend {
   MatrixView place(const MatrixView& matrix) override;
   const float* place(const float* norm, int64_t dim) override;
 
+  // Weights and cache that visit the device, see csrc/cuda/table.h.
+  MatrixView stream(const MatrixView& host, char* memory, StreamSlot slot);
+  void stream(const void* host, int64_t bytes, char* memory, StreamSlot slot);
+  void await(StreamSlot slot);
+  void free(StreamSlot slot);
+  // Ordinary bytes of the device, when the ops so far have been done.
+  void copy_bytes_out(const char* memory, int64_t bytes, char* host);
+
   void begin(const Pass& pass) override;
   bool replay(uint64_t key) override;
   void record() override;
   void end_record(uint64_t key, bool keep) override;
   Fault finish() override;
+  void select(int64_t n_rows, int64_t vocab_size, int64_t k, const float* logits, float* values,
+              int32_t* ids) override;
 
   void embed(const EmbeddingView& table, const Pass& pass, float* x) override;
   bool qkv(const LayerView& layer, float eps, const Batch& batch, const KvLayerView& cache,

@@ -16,9 +16,6 @@ namespace {
 namespace py = pybind11;
 using SharedLibrary = std::shared_ptr<DeviceLibrary>;
 
-// Tokens of a pass over the layers (model/forward.cpp).
-constexpr int64_t kMostTokens = 512;
-
 py::dict describe(const DeviceLibrary& library, int index) {
   const DeviceInfo info = [&] {
     const py::gil_scoped_release release;
@@ -49,7 +46,7 @@ DeviceShape device_shape(const Config& config, int64_t n_ctx_blocks, int64_t max
           .vocab_size = config.vocab_size,
           .n_ctx_blocks = n_ctx_blocks,
           .max_sequences = max_sequences,
-          .n_tokens = std::min(kMostTokens, n_ctx_blocks * kBlockSize * max_sequences),
+          .n_tokens = std::min(kStepTokens, n_ctx_blocks * kBlockSize * max_sequences),
           .n_rows = kDeviceRows};
 }
 

@@ -87,11 +87,31 @@ class PyModel {
     check_array(output_rows, "output_rows", "int32", {kAny});
     args.output_rows = data_of<int32_t>(output_rows);
     args.n_rows = output_rows.size();
-    args.output = output_of(output);
-    auto out = new_floats({args.n_rows, forward_->output_width(args.output)});
-    float* data = out.mutable_data();
-    locked([&] { forward_->step(args, interruption(cancel), data); });
+    args.answer.output = output_of(output);
+    auto out = new_floats({args.n_rows, forward_->output_width(args.answer.output)});
+    args.answer.values = out.mutable_data();
+    locked([&] { forward_->step(args, interruption(cancel)); });
     return out;
+  }
+
+  py::tuple step_largest(const py::array& token_ids, const py::array& positions,
+                         const py::array& sequence_of_token, const py::array& block_tables,
+                         const py::array& output_rows, int64_t k, const CancelFlag* cancel) {
+    StepArgs args = step_args(token_ids, positions, sequence_of_token, block_tables);
+    check_array(output_rows, "output_rows", "int32", {kAny});
+    args.output_rows = data_of<int32_t>(output_rows);
+    args.n_rows = output_rows.size();
+    const int64_t most = std::min(kMostLargest, forward_->config().vocab_size);
+    require(k >= 1 && k <= most, "k is " + to_string(k) + "; expected 1 to " + to_string(most));
+    auto values = new_floats({args.n_rows, k});
+    py::array_t<int32_t> ids(std::vector<py::ssize_t>{args.n_rows, k});
+    args.answer = {Output::kLogits, values.mutable_data(), k, ids.mutable_data()};
+    locked([&] { forward_->step(args, interruption(cancel)); });
+    return py::make_tuple(values, ids);
+  }
+
+  void set_layer_stream(int64_t from_tokens) {
+    locked([&] { forward_->set_layer_stream(from_tokens); });
   }
 
   void copy_blocks(const py::array& source, const py::array& destination) {
@@ -262,7 +282,7 @@ class PyModel {
             .max_blocks = block_tables.shape(1),
             .output_rows = nullptr,
             .n_rows = 0,
-            .output = Output::kLogits};
+            .answer = {}};
   }
 
   py::array_t<float> copy_of(const py::array& x, const char* name, int64_t n) const {
@@ -332,6 +352,15 @@ void bind_model(py::module_& m) {
            "The ragged step. token_ids, positions, sequence_of_token int32 (n,); block_tables "
            "int32 (n_sequences, max_blocks); output_rows int32 (m,), strictly ascending. Returns "
            "float32 (m, vocab_size), or (m, dim) after the final norm for output=\"hidden\".")
+      .def("step_largest", &PyModel::step_largest, arg("token_ids"), arg("positions"),
+           arg("sequence_of_token"), arg("block_tables"), arg("output_rows"), arg("k"),
+           arg("cancel") = py::none(),
+           "A step that returns, of each output row, the k largest logits alone (k <= 64), chosen "
+           "where they are computed: float32 (m, k), descending, and their ids, int32 (m, k); of "
+           "equal logits the lower id comes first.")
+      .def("set_layer_stream", &PyModel::set_layer_stream, arg("from_tokens"),
+           "From now on, the first device computes the host's layers, too, in passes of that many "
+           "tokens or more: their weights visit it one layer after the other.")
       .def("copy_blocks", &PyModel::copy_blocks, arg("source"), arg("destination"),
            "Copy K and V of block source[i] to destination[i] in every layer; int32 (n,) each.")
       .def("read_ahead", &PyModel::read_ahead, arg("file"), arg("map"), arg("layers"),

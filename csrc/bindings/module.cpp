@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "bindings/bind.h"
 #include "bindings/weights.h"
+#include "model/forward.h"
 
 namespace llama2q {
 namespace {
@@ -59,6 +60,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("COMPILER") = kCompiler;
   m.attr("BLOCK_SIZE") = kBlockSize;
   m.attr("BAND_ROWS") = kBandRows;
+  m.attr("STEP_TOKENS") = kStepTokens;
   py::register_exception_translator(translate);
   m.def(
       "isas",

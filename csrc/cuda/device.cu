@@ -25,10 +25,11 @@ Device::Device(int32_t number, const DeviceShape& sizes)
   limits = {.n_multiprocessors = properties.multiProcessorCount,
             .shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin)};
   check(cudaStreamCreateWithFlags(&stream.handle, cudaStreamNonBlocking), "making a stream");
-  stream.programmatic = properties.major >= 9;
-  for (cudaEvent_t& event : staged) {
+  overlaps = stream.programmatic = properties.major >= 9;
+  check(cudaStreamCreateWithFlags(&copies.handle, cudaStreamNonBlocking), "making a stream");
+  for_each_event([](cudaEvent_t& event) {
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
-  }
+  });
   const cuda::WorkSizes bytes(shape, limits);
   for (int i = 0; i < kRows; ++i) rows[i] = DeviceArray(bytes.rows[i]);
   keys = DeviceArray(bytes.keys);
@@ -55,12 +56,16 @@ Device::Device(int32_t number, const DeviceShape& sizes)
 
 Device::~Device() {
   static_cast<void>(cudaSetDevice(index));
-  if (stream.handle != nullptr) static_cast<void>(cudaStreamSynchronize(stream.handle));
-  graphs.clear();
-  for (const cudaEvent_t event : staged) {
-    if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
+  for (const cuda::Stream& queue : {copies, stream}) {
+    if (queue.handle != nullptr) static_cast<void>(cudaStreamSynchronize(queue.handle));
   }
-  if (stream.handle != nullptr) static_cast<void>(cudaStreamDestroy(stream.handle));
+  graphs.clear();
+  for_each_event([](cudaEvent_t& event) {
+    if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
+  });
+  for (const cuda::Stream& queue : {copies, stream}) {
+    if (queue.handle != nullptr) static_cast<void>(cudaStreamDestroy(queue.handle));
+  }
 }
 
 void Device::use() const { check(cudaSetDevice(index), "choosing the GPU"); }
@@ -75,6 +80,7 @@ void Device::settle() {
     }
     static_cast<void>(cudaGetLastError());
   }
+  check(cudaStreamSynchronize(copies.handle), "waiting for the GPU");
   check(cudaStreamSynchronize(stream.handle), "waiting for the GPU");
 }
 

@@ -87,6 +87,12 @@ struct Device {
   T* batch_array(size_t offset) const {
     return reinterpret_cast<T*>(batch.as<char>() + offset);
   }
+  template <class Function>
+  void for_each_event(Function function) {
+    for (cudaEvent_t& event : staged) function(event);
+    for (cudaEvent_t& event : arrived) function(event);
+    for (cudaEvent_t& event : freed) function(event);
+  }
   cuda::TokenView tokens() const;
   cuda::FaultSite fault_at(int64_t layer, DeviceOp op) const;
   // Positions that the launches of this pass cover: above every one of the batch.
@@ -95,8 +101,12 @@ struct Device {
   const int32_t index;
   const DeviceShape shape;
   DeviceLimits limits{};
+  bool overlaps = false;  // launches may start before the one before has ended
   cuda::Stream stream;
+  cuda::Stream copies;      // of weights that visit
   cudaEvent_t staged[2]{};  // when a staging buffer may be filled again
+  int turn = 0;             // the staging buffer that was filled last
+  cudaEvent_t arrived[kStreamSlots]{}, freed[kStreamSlots]{};
   std::string note;
 
   cuda::DeviceArray rows[kRows];

@@ -65,6 +65,7 @@ void begin_pass(Device& device, const DeviceBatch& from) {
         std::to_string(device.shape.n_tokens) + " and " + std::to_string(device.shape.n_rows));
   }
   device.settle();
+  device.stream.programmatic = device.overlaps;
   device.n_tokens = from.n_tokens;
   device.n_rows = from.n_rows;
   device.layout = cuda::BatchLayout(std::max<int64_t>(from.n_tokens, 1), device.shape);

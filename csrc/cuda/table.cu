@@ -140,6 +140,24 @@ int place(Device* device, const MatrixView* host, void* memory, MatrixView* plac
   return guarded(failure, [&] { *placed = place_matrix(*device, *host, memory); });
 }
 
+int stream(Device* device, const MatrixView* host, void* memory, StreamSlot slot,
+           MatrixView* placed, DeviceFailure* failure) {
+  return guarded(failure, [&] { *placed = stream_matrix(*device, *host, memory, slot); });
+}
+
+int stream_plain(Device* device, void* to, const void* host, int64_t bytes, StreamSlot slot,
+                 DeviceFailure* failure) {
+  return guarded(failure, [&] { stream_bytes(*device, to, host, bytes, slot); });
+}
+
+int await(Device* device, StreamSlot slot, DeviceFailure* failure) {
+  return guarded(failure, [&] { await_slot(*device, slot); });
+}
+
+int release_slot(Device* device, StreamSlot slot, DeviceFailure* failure) {
+  return guarded(failure, [&] { free_slot(*device, slot); });
+}
+
 float* rows(Device* device, Rows which) {
   return device->rows[static_cast<int>(which)].as<float>();
 }
@@ -236,6 +254,10 @@ const llama2q::DeviceTable llama2q_device_table = {
     .copy_in = llama2q::copy_in,
     .copy_out = llama2q::copy_out,
     .place_matrix = llama2q::place,
+    .stream_matrix = llama2q::stream,
+    .stream_bytes = llama2q::stream_plain,
+    .await_slot = llama2q::await,
+    .free_slot = llama2q::release_slot,
     .rows = llama2q::rows,
     .note = llama2q::note,
     .begin = llama2q::begin,

@@ -21,6 +21,11 @@ enum class DeviceFault : int32_t { kNone, kOutOfMemory, kNoDevice, kOldDriver, k
 enum class DeviceOp : int32_t { kEmbed, kQkv, kAttend, kProject, kGateUp, kDown, kOutput, kSelect };
 inline constexpr int32_t kDeviceOps = 8;
 
+// Where weights and cache of a layer that visits the device lie; the op that reads them last frees
+// them.
+enum class StreamSlot : int32_t { kQkv, kProject, kGateUp, kDown, kCache };
+inline constexpr int kStreamSlots = 5;
+
 struct DeviceFailure {
   DeviceFault fault;
   char text[488];
@@ -88,6 +93,17 @@ struct DeviceTable {
   int (*place_matrix)(Device* device, const MatrixView* host, void* memory, MatrixView* placed,
                       DeviceFailure* failure);
 
+  // Visits: stream_matrix() and stream_bytes() are place_matrix() and copy_in() of weights that may
+  // be on their way while earlier ops run, as soon as their slot is free; the host's memory has
+  // been read when they return. await_slot(): ops that follow see what was streamed to it.
+  // free_slot(): the ops so far are the last that read it.
+  int (*stream_matrix)(Device* device, const MatrixView* host, void* memory, StreamSlot slot,
+                       MatrixView* placed, DeviceFailure* failure);
+  int (*stream_bytes)(Device* device, void* to, const void* host, int64_t bytes, StreamSlot slot,
+                      DeviceFailure* failure);
+  int (*await_slot)(Device* device, StreamSlot slot, DeviceFailure* failure);
+  int (*free_slot)(Device* device, StreamSlot slot, DeviceFailure* failure);
+
   float* (*rows)(Device* device, Rows which);
   // What the device had to do without, for the user; null if nothing.
   const char* (*note)(const Device* device);
@@ -117,7 +133,8 @@ struct DeviceTable {
   // The batch's output_rows of x -> y: logits, or the final norm alone if matrix is null.
   int (*output)(Device* device, const float* norm, const MatrixView* matrix, float eps,
                 const float* x, float* y, DeviceFailure* failure);
-  // k largest of each row of Rows::kOutput, descending, ties to the lower id -> host [n_rows, k].
+  // k <= 64 largest of each row of Rows::kOutput, descending, ties to the lower id -> host
+  // [n_rows, k]; behind the ops, before finish().
   int (*select)(Device* device, int64_t k, float* values, int32_t* ids, DeviceFailure* failure);
 
   // K and V of source[i] -> destination[i] (host arrays) in every layer (a host array of views).

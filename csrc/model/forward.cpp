@@ -13,9 +13,6 @@ namespace {
 
 using std::to_string;
 
-// Tokens per pass over the layers: bounds the work space.
-constexpr int64_t kStepChunk = 512;
-
 // A pass of tokens without positions, for ops that need none.
 Batch plain_batch(int64_t n) {
   return {.n_tokens = n,
@@ -97,6 +94,16 @@ void Forward::set_read_ahead(std::unique_ptr<ReadAhead> reader) {
   stages_.front()->set_read_ahead(std::move(reader));
 }
 
+void Forward::set_layer_stream(int64_t from_tokens) {
+  require(from_tokens >= 1, "layer_stream: from_tokens is " + to_string(from_tokens));
+  require(n_host_layers() > 0 && stages_.size() > 1,
+          "layer_stream: there are no layers of the host beside those of a device");
+  auto* device = dynamic_cast<DeviceBackend*>(&stages_[1]->backend());
+  require(device != nullptr, "layer_stream: the second backend is no device");
+  layer_stream_ =
+      std::make_unique<LayerStream>(config_, weights_, *device, kv_type_, n_blocks_, from_tokens);
+}
+
 int64_t Forward::n_host_layers() const {
   const Stage& first = *stages_.front();
   return first.backend().is_host() ? first.end() : 0;
@@ -130,7 +137,7 @@ int64_t Forward::work_bytes(const KernelTable& kernels, const Config& config, in
           "group_size, n_threads, n_tokens and n_rows are " + to_string(group_size) + ", " +
               to_string(n_threads) + ", " + to_string(n_tokens) + " and " + to_string(n_rows) +
               "; expected at least 0, 1, 1 and 0");
-  const int64_t chunk = std::min(kStepChunk, n_tokens);
+  const int64_t chunk = std::min(kStepTokens, n_tokens);
   const WorkShape shape{.n_tokens = chunk,
                         .n_rows = std::min(n_rows, chunk),
                         .dim = config.dim,
@@ -161,6 +168,9 @@ void Forward::check_tokens(const int32_t* token_ids, int64_t n) const {
 
 void Forward::check_step(const StepArgs& args) const {
   check_tokens(args.token_ids, args.n_tokens);
+  const int64_t most = std::min(kMostLargest, config_.vocab_size);
+  require(args.answer.k >= 0 && args.answer.k <= most,
+          "k is " + to_string(args.answer.k) + "; expected 1 to " + to_string(most));
   for (int64_t i = 0; i < args.n_rows; ++i) {
     const int32_t row = args.output_rows[i];
     require(row >= 0 && row < args.n_tokens, "output_rows[" + to_string(i) + "] is " +
@@ -196,10 +206,11 @@ Batch Forward::make_batch(const StepArgs& args, int64_t begin, int64_t end) cons
   return batch;
 }
 
-void Forward::step(const StepArgs& args, const std::function<void()>& between_layers, float* out) {
+void Forward::step(const StepArgs& args, const std::function<void()>& between_layers) {
   check_step(args);
+  const int64_t k = args.answer.k, width = k == 0 ? output_width(args.answer.output) : k;
   const FloatEnv environment;
-  const int64_t chunk = std::min(kStepChunk, args.n_tokens);
+  const int64_t chunk = std::min(kStepTokens, args.n_tokens);
   std::vector<int32_t> rows;
   int64_t row = 0;
   for (int64_t begin = 0; begin < args.n_tokens; begin += chunk) {
@@ -210,22 +221,31 @@ void Forward::step(const StepArgs& args, const std::function<void()>& between_la
     for (; row < args.n_rows && args.output_rows[row] < end; ++row) {
       rows.push_back(args.output_rows[row] - static_cast<int32_t>(begin));
     }
+    Answer answer = args.answer;
+    answer.values += first * width;
+    if (k != 0) answer.ids += first * width;
     run_stages({.batch = &batch,
                 .token_ids = args.token_ids + begin,
                 .output_rows = rows.data(),
                 .n_rows = row - first},
-               args.output, between_layers, out + first * output_width(args.output));
+               answer, between_layers);
   }
 }
 
 // Only the first stage embeds, and only the last one has an output.
-void Forward::run_stages(const Pass& pass, Output output,
-                         const std::function<void()>& between_layers, float* out) {
+void Forward::run_stages(const Pass& pass, const Answer& answer,
+                         const std::function<void()>& between_layers) {
   const int64_t n = pass.batch->n_tokens, floats = n * config_.dim;
   Pass part = pass;
-  for (size_t i = 0; i < stages_.size(); ++i) {
+  size_t first = 0;
+  if (layer_stream_ && layer_stream_->takes(pass)) {
+    layer_stream_->run(*stages_[0], pass, between_layers);
+    part.token_ids = nullptr;
+    first = 1;
+  }
+  for (size_t i = first; i < stages_.size(); ++i) {
     Stage& stage = *stages_[i];
-    if (i > 0) {
+    if (i > first) {
       Stage& before = *stages_[i - 1];
       float* x = before.backend().is_host() ? before.x(n) : x_.reserve(floats);
       before.backend().copy_out(before.x(n), floats, x);
@@ -233,7 +253,7 @@ void Forward::run_stages(const Pass& pass, Output output,
       part.token_ids = nullptr;
     }
     part.n_rows = i + 1 < stages_.size() ? 0 : pass.n_rows;
-    stage.run(part, output, between_layers, out);
+    stage.run(part, answer, between_layers);
   }
 }
 

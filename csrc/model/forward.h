@@ -8,9 +8,13 @@
 
 #include "backend/cpu_backend.h"
 #include "base/buffer.h"
+#include "model/layer_stream.h"
 #include "model/stage.h"
 
 namespace llama2q {
+
+// Tokens of a pass over the layers, at most: bounds the work space.
+inline constexpr int64_t kStepTokens = 512;
 
 // Arguments of Forward::step; pointers are borrowed for the call.
 struct StepArgs {
@@ -23,7 +27,7 @@ struct StepArgs {
   int64_t max_blocks;
   const int32_t* output_rows;  // i32 [n_rows], strictly ascending indices of tokens
   int64_t n_rows;
-  Output output;
+  Answer answer;
 };
 
 // So many layers, on this backend.
@@ -53,6 +57,9 @@ class Forward {
 
   // From now on, steps take the weights of the host's layers from this reader.
   void set_read_ahead(std::unique_ptr<ReadAhead> reader);
+  // From now on, the first device computes the host's layers, too, where a pass has that many
+  // tokens. Throws InvalidArgument if there is no host with layers, or no device.
+  void set_layer_stream(int64_t from_tokens);
   // What backends had to do without, for the user.
   std::vector<std::string> notes() const;
   // Layers that the host computes.
@@ -65,10 +72,10 @@ class Forward {
   static int64_t work_bytes(const KernelTable& kernels, const Config& config, int64_t group_size,
                             int n_threads, int64_t n_tokens, int64_t n_rows);
 
-  // Runs the tokens in chunks of at most 512; out f32 [n_rows, output_width]. between_layers is
-  // called before every layer and may throw to stop the step. Throws InvalidArgument before any
-  // work if the arguments are not sound, NonFinite if a value is NaN or infinite.
-  void step(const StepArgs& args, const std::function<void()>& between_layers, float* out);
+  // Runs the tokens in chunks of at most 512. between_layers is called before every layer and may
+  // throw to stop the step. Throws InvalidArgument before any work if the arguments are not sound,
+  // NonFinite if a value is NaN or infinite.
+  void step(const StepArgs& args, const std::function<void()>& between_layers);
 
   // The ops, on the host's memory; x, q, attended: f32 [n, dim], hidden: f32 [n, hidden_dim].
   void embed(const int32_t* token_ids, int64_t n, float* x);
@@ -86,14 +93,15 @@ class Forward {
  private:
   Stage& stage_of(int64_t layer);
   void check_step(const StepArgs& args) const;
-  void run_stages(const Pass& pass, Output output, const std::function<void()>& between_layers,
-                  float* out);
+  void run_stages(const Pass& pass, const Answer& answer,
+                  const std::function<void()>& between_layers);
 
   Config config_;
   Weights weights_;
   KvType kv_type_;
   int64_t n_blocks_;
   std::vector<std::unique_ptr<Stage>> stages_;
+  std::unique_ptr<LayerStream> layer_stream_;
   Buffer<float> x_;  // f32 [n_tokens, dim], on the way from one stage to the next
 };
 

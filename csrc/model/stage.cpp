@@ -68,54 +68,82 @@ Stage::Stage(const Config& config, const Weights& weights, std::unique_ptr<Backe
                                      config.head_dim());
 }
 
-void Stage::run(const Pass& pass, Output output, const std::function<void()>& between_layers,
-                float* out) {
+void Stage::run(const Pass& pass, const Answer& answer,
+                const std::function<void()>& between_layers) {
   const int64_t most = backend_->most_rows();
-  if (pass.n_rows <= most) return run_pass(pass, output, between_layers, out);
+  if (pass.n_rows <= most) return run_pass(pass, answer, between_layers);
   Pass part = pass;
   part.n_rows = 0;
-  run_pass(part, output, between_layers, out);
+  run_pass(part, answer, between_layers);
   part.token_ids = nullptr;
+  const int64_t width = answer.k == 0 ? width_of(answer.output) : answer.k;
   for (int64_t first = 0; first < pass.n_rows; first += most) {
     between_layers();
     part.output_rows = pass.output_rows + first;
     part.n_rows = std::min(most, pass.n_rows - first);
-    float* y = y_of(part.n_rows, output, out + first * width_of(output));
+    Answer rest = answer;
+    rest.values += first * width;
+    if (rest.k != 0) rest.ids += first * width;
+    float* y = y_of(part.n_rows, rest);
     backend_->begin(part);
-    run_output(part, output, x(pass.batch->n_tokens), y);
-    finish(part.n_rows, output, y, out + first * width_of(output));
+    run_output(part, rest.output, x(pass.batch->n_tokens), y);
+    finish(part.n_rows, rest, y);
   }
 }
 
-void Stage::run_pass(const Pass& pass, Output output, const std::function<void()>& between_layers,
-                     float* out) {
+void Stage::run_pass(const Pass& pass, const Answer& answer,
+                     const std::function<void()>& between_layers) {
   float* rows = x(pass.batch->n_tokens);
-  float* y = y_of(pass.n_rows, output, out);
+  float* y = y_of(pass.n_rows, answer);
   backend_->begin(pass);
-  const uint64_t key = key_of(pass, output);
+  const uint64_t key = key_of(pass, answer.output);
   if (key == 0 || !backend_->replay(key)) {
     Recording recording(*backend_, key);
     if (pass.token_ids != nullptr) backend_->embed(tok_embeddings_, pass, rows);
     run_layers(pass, between_layers, rows);
     if (pass.n_rows != 0) {
       between_layers();
-      run_output(pass, output, rows, y);
+      run_output(pass, answer.output, rows, y);
     }
     recording.keep();
   }
-  finish(pass.n_rows, output, y, out);
+  finish(pass.n_rows, answer, y);
 }
 
-// Where the output goes before it is in `out`.
-float* Stage::y_of(int64_t n_rows, Output output, float* out) {
-  if (backend_->is_host() || n_rows == 0) return out;
-  return backend_->rows(Rows::kOutput, n_rows * width_of(output));
+// Where the output is computed.
+float* Stage::y_of(int64_t n_rows, const Answer& answer) {
+  if (n_rows == 0 || (backend_->is_host() && answer.k == 0)) return answer.values;
+  return backend_->rows(Rows::kOutput, n_rows * width_of(answer.output));
 }
 
-void Stage::finish(int64_t n_rows, Output output, const float* y, float* out) {
+void Stage::finish(int64_t n_rows, const Answer& answer, const float* y) {
+  const bool selects = answer.k != 0 && n_rows != 0;
+  if (selects) {
+    backend_->select(n_rows, config_.vocab_size, answer.k, y, answer.values, answer.ids);
+  }
   const Fault fault = backend_->finish();
   require_finite(fault.layer < 0, fault.layer, fault.op);
-  if (y != out) backend_->copy_out(y, n_rows * width_of(output), out);
+  if (!selects && y != answer.values) {
+    backend_->copy_out(y, n_rows * width_of(answer.output), answer.values);
+  }
+}
+
+const float* Stage::embed(const Pass& pass) {
+  float* rows = x(pass.batch->n_tokens);
+  backend_->begin(pass);
+  backend_->embed(tok_embeddings_, pass, rows);
+  const Fault fault = backend_->finish();
+  require_finite(fault.layer < 0, fault.layer, fault.op);
+  return rows;
+}
+
+void Stage::enter_layer(int64_t index, const std::function<void()>& between_layers) {
+  between_layers();
+  if (read_ahead_) read_ahead_->acquire(index - first_, between_layers);
+}
+
+void Stage::leave_layer(int64_t index) {
+  if (read_ahead_) read_ahead_->release(index - first_);
 }
 
 void Stage::run_layers(const Pass& pass, const std::function<void()>& between_layers, float* x) {
@@ -125,8 +153,7 @@ void Stage::run_layers(const Pass& pass, const std::function<void()>& between_la
   float* attended = backend_->rows(Rows::kAttended, n * config_.dim);
   float* hidden = backend_->rows(Rows::kHidden, n * config_.hidden_dim);
   for (int64_t i = first_; i < end(); ++i) {
-    between_layers();
-    if (read_ahead_) read_ahead_->acquire(i - first_, between_layers);
+    enter_layer(i, between_layers);
     const LayerView& weights = layer(i);
     const KvLayerView& cache = cache_of(i);
     require_finite(backend_->qkv(weights, config_.norm_eps, batch, cache, x, q), i, "qkv");
@@ -134,7 +161,7 @@ void Stage::run_layers(const Pass& pass, const std::function<void()>& between_la
     require_finite(backend_->project(weights, n, attended, x), i, "project");
     require_finite(backend_->gate_up(weights, config_.norm_eps, n, x, hidden), i, "gate_up");
     require_finite(backend_->down(weights, n, hidden, x), i, "down");
-    if (read_ahead_) read_ahead_->release(i - first_);
+    leave_layer(i);
   }
 }
 

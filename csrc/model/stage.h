@@ -14,6 +14,14 @@ namespace llama2q {
 
 enum class Output { kLogits, kHidden };
 
+// What is asked of the output rows, and where it goes on the host.
+struct Answer {
+  Output output;
+  float* values;  // f32 [n_rows, vocab_size or dim]; if k is not 0, [n_rows, k]
+  int64_t k;      // 0, or the k largest logits of each row alone, descending, with their ids
+  int32_t* ids;   // i32 [n_rows, k]
+};
+
 class Stage {
  public:
   // Layers [first, first + n_layers) of the model, and its ends if the stage has them. The host's
@@ -39,10 +47,14 @@ class Stage {
   float* x(int64_t n) { return backend_->rows(Rows::kX, n * config_.dim); }
 
   // Runs the layers, with the embedding before them where the pass has token_ids and the output
-  // behind them where it has output_rows: to `out`, f32 [n_rows, vocab_size or dim] on the host.
-  // between_layers may throw. Throws NonFinite.
-  void run(const Pass& pass, Output output, const std::function<void()>& between_layers,
-           float* out);
+  // behind them where it has output_rows. between_layers may throw. Throws NonFinite.
+  void run(const Pass& pass, const Answer& answer, const std::function<void()>& between_layers);
+
+  // The beginning of a pass over the host's layers where others compute these: the embedding, and
+  // for each layer when its weights are read.
+  const float* embed(const Pass& pass);
+  void enter_layer(int64_t index, const std::function<void()>& between_layers);
+  void leave_layer(int64_t index);
 
   // The end of the model alone.
   void run_output(const Pass& pass, Output output, const float* x, float* y);
@@ -51,11 +63,11 @@ class Stage {
   int64_t width_of(Output output) const {
     return output == Output::kLogits ? config_.vocab_size : config_.dim;
   }
-  float* y_of(int64_t n_rows, Output output, float* out);
-  void finish(int64_t n_rows, Output output, const float* y, float* out);
+  float* y_of(int64_t n_rows, const Answer& answer);
+  void finish(int64_t n_rows, const Answer& answer, const float* y);
   // run() for as many output rows as the backend has room for.
-  void run_pass(const Pass& pass, Output output, const std::function<void()>& between_layers,
-                float* out);
+  void run_pass(const Pass& pass, const Answer& answer,
+                const std::function<void()>& between_layers);
   void run_layers(const Pass& pass, const std::function<void()>& between_layers, float* x);
 
   const Config config_;

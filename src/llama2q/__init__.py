@@ -22,6 +22,7 @@ from llama2q.generate.logprobs import Logprob
 from llama2q.generate.score import Score
 from llama2q.generate.stream import Stream
 from llama2q.plan import Plan, plan
+from llama2q.prediction import predict
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
@@ -80,4 +81,5 @@ __all__ = [
     "load",
     "plan",
     "plan_conversion",
+    "predict",
 ]

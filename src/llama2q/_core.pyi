@@ -18,6 +18,7 @@ COMPILER: str
 BLOCK_SIZE: int
 """Positions per KV block: 64."""
 BAND_ROWS: int
+STEP_TOKENS: int
 """Rows per band of a weight matrix: 16."""
 
 def isas() -> list[str]:
@@ -203,6 +204,24 @@ class Model:
         where a sequence has no block; output_rows (m,) strictly ascending indices of tokens.
         Returns float32 (m, vocab_size) or, for "hidden", (m, dim) after the final norm.
         """
+
+    def step_largest(
+        self,
+        token_ids: _I32,
+        positions: _I32,
+        sequence_of_token: _I32,
+        block_tables: _I32,
+        output_rows: _I32,
+        k: int,
+        cancel: CancelFlag | None = None,
+    ) -> tuple[_F32, _I32]:
+        """A step that returns, of each output row, the k largest logits alone (k <= 64), chosen
+        where they are computed: float32 (m, k), descending, and their ids, int32 (m, k); of equal
+        logits the lower id comes first."""
+
+    def set_layer_stream(self, from_tokens: int) -> None:
+        """From now on, the first device computes the host's layers, too, in passes of that many
+        tokens or more: their weights visit it one layer after the other."""
 
     def copy_blocks(self, source: _I32, destination: _I32) -> None:
         """Copy K and V of block source[i] to destination[i] in every layer."""

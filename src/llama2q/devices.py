@@ -74,14 +74,24 @@ class DeviceRequest:
         Layers on GPUs; "auto": as many as fit.
     gpu_memory : int or None
         Bytes of each GPU that may be taken; None: what is free but for a reserve.
+    stream_prefill : int, "auto" or None
+        Passes of at least so many tokens send the CPU's layers through a GPU; "auto": where that
+        is faster; None: never.
     """
 
     device: str = "auto"
     gpu_layers: int | Literal["auto"] = "auto"
     gpu_memory: int | None = None
+    stream_prefill: int | Literal["auto"] | None = "auto"
 
     @classmethod
-    def of(cls, device: str, gpu_layers: int | str, gpu_memory: int | str | None) -> Self:
+    def of(
+        cls,
+        device: str,
+        gpu_layers: int | str,
+        gpu_memory: int | str | None,
+        stream_prefill: int | str | None = "auto",
+    ) -> Self:
         """Read what users write.
 
         Raises
@@ -106,7 +116,17 @@ class DeviceRequest:
             raise InvalidArgumentError(
                 f"gpu_memory is {gpu_memory!r}; expected bytes, or text like 7GB"
             )
-        return cls(device=device, gpu_layers=layers, gpu_memory=gpu_memory)
+        stream: int | Literal["auto"] | None
+        if stream_prefill == "auto":
+            stream = "auto"
+        elif stream_prefill is None or (type(stream_prefill) is int and stream_prefill >= 1):
+            stream = stream_prefill
+        else:
+            raise InvalidArgumentError(
+                f'stream_prefill is {stream_prefill!r}; expected "auto", None or an integer of at '
+                "least 1"
+            )
+        return cls(device=device, gpu_layers=layers, gpu_memory=gpu_memory, stream_prefill=stream)
 
     def find(self) -> list[Device]:
         """Return the devices to use; none where "auto" finds none.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
 _I32: TypeAlias = NDArray[np.int32]
+_Result = TypeVar("_Result")
+
+MOST_LARGEST = 64
+"""Most logits of a row that `Engine.forward_largest` returns."""
 
 _log = logging.getLogger(__name__)
 
@@ -164,6 +169,7 @@ class Engine(Closing):
             read_ahead=plan.read_ahead,
             devices=plan.devices,
             n_ctx_blocks=blocks_for(self.n_ctx),
+            stream_tokens=plan.stream_tokens,
         )
         for note in self._model.notes:
             _log.warning("%s", note)
@@ -271,6 +277,49 @@ class Engine(Closing):
         TruncatedFileError
             If the model file has become shorter or longer meanwhile.
         """
+
+        def step(model: _core.Model, flag: _core.CancelFlag) -> NDArray[np.float32]:
+            return model.step(*_step_arrays(spans), output="logits", cancel=flag)
+
+        return self._run(spans, cancel, step)
+
+    def forward_largest(
+        self, spans: AbstractSequence[Span], k: int, cancel: _core.CancelFlag | None = None
+    ) -> tuple[NDArray[np.float32], _I32]:
+        """Take a step like `forward`, of whose logits only the k largest of each row are returned.
+
+        They are chosen where they are computed: where that is a GPU, a row stays there.
+
+        Parameters
+        ----------
+        k : int
+            1 to `MOST_LARGEST`, at most vocab_size.
+
+        Returns
+        -------
+        float32, (n_rows of all spans, k)
+            Descending.
+        int32, (n_rows of all spans, k)
+            Their token ids; of equal logits the lower id comes first.
+        """
+
+        def step(model: _core.Model, flag: _core.CancelFlag) -> tuple[NDArray[np.float32], _I32]:
+            return model.step_largest(*_step_arrays(spans), k=k, cancel=flag)
+
+        return self._run(spans, cancel, step)
+
+    @property
+    def ends_on_device(self) -> bool:
+        """Whether a GPU computes the logits."""
+        return bool(self.plan.devices)
+
+    def _run(
+        self,
+        spans: AbstractSequence[Span],
+        cancel: _core.CancelFlag | None,
+        step: Callable[[_core.Model, _core.CancelFlag], _Result],
+    ) -> _Result:
+        """Make room for the spans, run a step, and let the sequences grow."""
         model = self._open_model()
         self._file.check_size()
         for span in spans:
@@ -285,7 +334,7 @@ class Engine(Closing):
             self._open_model()
             self._flags.add(flag)
         try:
-            logits = model.step(*_step_arrays(spans), output="logits", cancel=flag)
+            result = step(model, flag)
         except CancelledError:
             self.check_open()
             raise
@@ -294,7 +343,7 @@ class Engine(Closing):
                 self._flags.discard(flag)
         for span in spans:
             span.sequence.advance(len(span.token_ids))
-        return logits
+        return result
 
     def copy_block(self, source: int, destination: int) -> None:
         """Copy keys and values of one block to another, in every layer."""

@@ -72,6 +72,13 @@ class Needs:
             gone += sum(file.tensors[t.name].nbytes for t in file.matrix(name).tensors())
         return replace(self, n_host_layers=left, weights=self.weights - gone)
 
+    def step_weights(self, file: L2qFile) -> int:
+        """Weights that a step of one token reads on the host: layers, and the output behind all."""
+        read = sum(end - begin for begin, end in layer_ranges(file)[: self.n_host_layers])
+        if self.n_host_layers == self.config.n_layers:
+            read += sum(file.tensors[t.name].nbytes for t in file.matrix(OUTPUT).tensors())
+        return read
+
     def kv(self, n_ctx: int, kv_dtype: _core.KvDtype, n_sequences: int) -> int:
         """KV cache of the host's layers when all contexts are full."""
         if self.n_host_layers == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -52,6 +52,12 @@ class Plan:
         Which layers are read from disk at each step, where the weights do not fit (on Linux).
     devices : tuple of DeviceShare
         GPUs and their layers, in the order of these; what is said above is the host's share.
+    stream_tokens : int or None
+        Passes of so many tokens send the host's layers through the first GPU.
+    read_bytes : int
+        Weights that a step of one token reads on the host.
+    all_on_gpu_bytes : int or None
+        What one GPU would take for all layers, where there are GPUs and layers that do not fit.
     """
 
     name: str
@@ -66,6 +72,9 @@ class Plan:
     would_fit: tuple[Alternative, ...]
     read_ahead: ReadAhead | None = None
     devices: tuple[DeviceShare, ...] = ()
+    stream_tokens: int | None = None
+    read_bytes: int = 0
+    all_on_gpu_bytes: int | None = None
 
     @property
     def anonymous_bytes(self) -> int:
@@ -90,7 +99,16 @@ class Plan:
     @property
     def message(self) -> str:
         """The plan in a sentence or two."""
-        return " ".join([*(f"{share}." for share in self.devices), self._host_message])
+        shares = [f"{share}." for share in self.devices]
+        if self.all_on_gpu_bytes is not None:
+            size = format_size(self.all_on_gpu_bytes)
+            shares.append(f"The CPU has the first layers; all of them would take {size} of a GPU.")
+        if self.stream_tokens is not None:
+            shares.append(
+                f"The CPU's layers visit the GPU for {self.stream_tokens} tokens of a prompt or "
+                "more."
+            )
+        return " ".join([*shares, self._host_message])
 
     @property
     def _host_message(self) -> str:
@@ -167,6 +185,8 @@ def plan(
     device: str = "auto",
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
+    stream_prefill: int | str | None = "auto",
+    gpu_bandwidth: int | str | None = None,
 ) -> Plan:
     """Say what a model would need; reads the file's header only.
 
@@ -183,8 +203,11 @@ def plan(
         free here, within the limit of the process's cgroup.
     n_sequences : int
         Full contexts that the KV cache holds.
-    device, gpu_layers, gpu_memory
+    device, gpu_layers, gpu_memory, stream_prefill
         As in `llama2q.load`. With gpu_memory and without a GPU: the plan for one that has so much.
+    gpu_bandwidth : int, str or None
+        Of the memory of GPUs, in bytes per second or text like "1008GB", for `llama2q.predict`;
+        None: what they say.
 
     Returns
     -------
@@ -200,10 +223,13 @@ def plan(
     if isinstance(memory, str):
         memory = parse_size(memory)
     check_count("memory", memory)
+    if isinstance(gpu_bandwidth, str):
+        gpu_bandwidth = parse_size(gpu_bandwidth)
+    check_count("gpu_bandwidth", gpu_bandwidth)
     if n_sequences is None:
         raise InvalidArgumentError("n_sequences is None; expected an integer of at least 1")
     check_count("n_sequences", n_sequences)
-    request = DeviceRequest.of(device, gpu_layers, gpu_memory)
+    request = DeviceRequest.of(device, gpu_layers, gpu_memory, stream_prefill)
     with L2qFile(path) as file:
         return plan_for(
             file,
@@ -212,19 +238,24 @@ def plan(
             available=memory,
             n_sequences=n_sequences,
             request=request,
-            devices=_imagined(request),
+            devices=_imagined(request, gpu_bandwidth),
         )
 
 
-def _imagined(request: DeviceRequest) -> list[Device] | None:
-    """Return a GPU to plan for where there is none, if it is known how much memory it has."""
-    if request.gpu_memory is None or request.device == "cpu":
-        return None
+def _imagined(request: DeviceRequest, bandwidth: int | None) -> list[Device]:
+    """Return the GPUs to plan for: one that is not here, if it is known how much memory it has."""
     try:
-        return request.find() or None
+        found = request.find()
     except DeviceError:
-        size = request.gpu_memory
-    return [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
+        if request.gpu_memory is None:
+            raise
+        found = []
+    size = request.gpu_memory
+    if not found and size is not None and request.device != "cpu" and request.gpu_layers != 0:
+        found = [Device(index=0, name="a GPU", total_bytes=size, free_bytes=size, room_bytes=size)]
+    if bandwidth is None:
+        return found
+    return [replace(device, bytes_per_second=bandwidth) for device in found]
 
 
 def plan_for(
@@ -269,6 +300,8 @@ def plan_for(
     needs = Needs.of(file, threads_for(n_threads), isa)
     n_ctx = n_ctx or config.max_seq_len
     shares: tuple[DeviceShare, ...] = ()
+    stream_tokens: int | None = None
+    all_on_gpu: int | None = None
     if devices is None:
         devices = request.find()
     if devices:
@@ -279,8 +312,11 @@ def plan_for(
             n_ctx=n_ctx,
             kv_dtypes=_kv_dtypes(file, kv_choice),
             n_sequences=n_sequences,
+            n_threads=threads_for(n_threads),
         )
-        shares = placement.shares
+        shares, stream_tokens = placement.shares, placement.stream_tokens
+        if placement.n_layers < config.n_layers and request.gpu_layers == "auto":
+            all_on_gpu = placement.whole_bytes
         needs = needs.beside_devices(file, placement.n_layers)
     if shares:
         kv_dtype, n_sequences = placement.kv_dtype, placement.n_sequences
@@ -310,6 +346,9 @@ def plan_for(
         would_fit=alternatives(needs, chosen, available),
         read_ahead=read_ahead_for(file, room, needs.n_host_layers),
         devices=shares,
+        stream_tokens=stream_tokens,
+        read_bytes=needs.step_weights(file),
+        all_on_gpu_bytes=all_on_gpu,
     )
 
 

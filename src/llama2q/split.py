@@ -25,6 +25,8 @@ class DeviceSizes:
     kv_per_layer : int
     work : int
         Once for each device.
+    visitor : int
+        Of a layer that visits: its weights, as large as any layer's, and its cache.
     """
 
     embeddings: int
@@ -32,11 +34,24 @@ class DeviceSizes:
     output: int
     kv_per_layer: int
     work: int
+    visitor: int = 0
+
+    @property
+    def whole(self) -> int:
+        """What a device takes that has all layers."""
+        n_layers = len(self.layers)
+        weights = self.embeddings + sum(self.layers) + self.output
+        return weights + n_layers * self.kv_per_layer + self.work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceShare:
-    """The layers of one device, and what they take of its memory, in bytes."""
+    """The layers of one device, and what they take of its memory, in bytes.
+
+    stream_bytes are taken where layers of the CPU visit the device; read_bytes is what a step of
+    one token reads of the weights; bytes_per_second is the bandwidth of the device's memory, 0 if
+    unknown.
+    """
 
     index: int
     name: str
@@ -46,11 +61,14 @@ class DeviceShare:
     kv_bytes: int
     work_bytes: int
     room_bytes: int
+    read_bytes: int
+    bytes_per_second: int = 0
+    stream_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weight_bytes + self.kv_bytes + self.work_bytes
+        return self.weight_bytes + self.kv_bytes + self.work_bytes + self.stream_bytes
 
     def __str__(self) -> str:
         """Say which layers it has and how full it is."""
@@ -59,7 +77,8 @@ class DeviceShare:
         return (
             f"{self.name}: layers {self.first_layer} to {last}: weights "
             f"{format_size(self.weight_bytes, total)} + KV cache "
-            f"{format_size(self.kv_bytes, total)} + work {format_size(self.work_bytes, total)} = "
+            f"{format_size(self.kv_bytes, total)} + work "
+            f"{format_size(self.work_bytes + self.stream_bytes, total)} = "
             f"{format_size(total)} of {format_size(self.room_bytes)}"
         )
 
@@ -134,6 +153,8 @@ def _place(
                 kv_bytes=sizes.kv_per_layer * (end - begin),
                 work_bytes=sizes.work,
                 room_bytes=device.room_bytes,
+                read_bytes=weights - (sizes.embeddings if begin == 0 else 0),
+                bytes_per_second=device.bytes_per_second,
             )
         )
         end = begin

@@ -28,6 +28,7 @@ def build_model(
     read_ahead: ReadAhead | None = None,
     devices: Sequence[DeviceShare] = (),
     n_ctx_blocks: int | None = None,
+    stream_tokens: int | None = None,
 ) -> _core.Model:
     """Hand every tensor of a file to the core.
 
@@ -49,6 +50,8 @@ def build_model(
         The last layers, on GPUs; their pages are released once they are there.
     n_ctx_blocks : int or None
         Blocks of the longest sequence; None: all.
+    stream_tokens : int or None
+        Passes of so many tokens send the CPU's layers through the first device.
     """
     config = file.config
     layers: list[dict[str, _core.Matrix | NDArray[np.float32]]] = []
@@ -73,6 +76,8 @@ def build_model(
         devices=[(library(), share.index, share.n_layers) for share in devices],
         n_ctx_blocks=n_ctx_blocks,
     )
+    if stream_tokens is not None:
+        model.set_layer_stream(stream_tokens)
     n_host_layers = config.n_layers - sum(share.n_layers for share in devices)
     if devices:
         _release(file, n_host_layers)

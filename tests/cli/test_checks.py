@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,11 @@ def model(convert_mini: Callable[..., Path]) -> Path:
 def test_plan(model: Path) -> None:
     fits = run("plan", model, "--memory", "1GB", "--ctx", "1000", "--kv", "int8")
     expected = llama2q.plan(model, memory="1GB", n_ctx=1000, kv_dtype="int8")
-    assert (fits.returncode, fits.stdout, fits.stderr) == (0, f"{expected}\n", "")
+    message, prediction = fits.stdout.splitlines()
+    assert (fits.returncode, message, fits.stderr) == (0, str(expected), "")
+    assert re.fullmatch(
+        r"About [0-9.e+]+ tokens/s predicted, one sequence at a short context\.", prediction
+    )
     tight = run("plan", model, "--memory", "20MB", "--sequences", "2", "--json")
     values = json.loads(tight.stdout)
     assert tight.returncode == 1

@@ -34,6 +34,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One device of 1 GiB, whose memory is all free again after the test."""
     monkeypatch.setenv(devices.LIBRARY_VARIABLE, str(LIBRARY))
     yield
+    monkeypatch.setenv(devices.LIBRARY_VARIABLE, str(LIBRARY))
     monkeypatch.delenv("LLAMA2Q_STAND_IN_FAIL", raising=False)
     monkeypatch.delenv("LLAMA2Q_STAND_IN_DEVICES", raising=False)
     gc.collect()
@@ -84,6 +85,120 @@ def test_several_devices(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert llm.logits(ids).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("gpu_layers", [1, 4])
+def test_layers_that_visit(model: Path, kv_dtype: KvChoice, gpu_layers: int) -> None:
+    """Whatever visits a device: the CPU's bits, in the cache too, for prompts in several passes."""
+    expected = logits(model, 500, kv_dtype=kv_dtype, device="cpu")
+    options: dict[str, Any] = {"device": "cuda", "gpu_layers": gpu_layers, "kv_dtype": kv_dtype}
+    found = logits(model, 500, stream_prefill=33, **options)
+    assert found.tobytes() == expected.tobytes()
+
+    def texts(**options: Any) -> list[Any]:
+        """A prompt by several passes that visit, then tokens that do not; prompts side by side."""
+        with llama2q.load(model, n_ctx=1024, kv_dtype=kv_dtype, **options) as llm:
+            ids = (llm.tokenizer.encode(PROMPT) * 40)[:700]
+            one = llm.generate(ids, max_tokens=8, temperature=0)
+            several = llm.generate([ids[:90], ids[:30], ids[40:170]], max_tokens=5, seed=1)
+        return [one.token_ids, [completion.token_ids for completion in several]]
+
+    wanted = texts(device="cpu")
+    assert texts(device="cuda", gpu_layers=gpu_layers, stream_prefill=40) == wanted
+
+
+@pytest.mark.parametrize("quant", ["int8", "none"])
+def test_other_layers_that_visit(convert_mini: Callable[..., Path], quant: str) -> None:
+    path = convert_mini(quant=quant)
+    expected = logits(path, 80, device="cpu")
+    found = logits(path, 80, device="cuda", gpu_layers=2, stream_prefill=40)
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_room_for_layers_that_visit(model: Path) -> None:
+    """It is planned to the byte; by itself only where many layers are the CPU's."""
+    options: dict[str, Any] = {"device": "cuda", "gpu_layers": 2, "n_ctx": 512}
+    (share,) = llama2q.plan(model, **options).devices
+    assert share.stream_bytes == 0
+    plan = llama2q.plan(model, stream_prefill=40, **options)
+    (visited,) = plan.devices
+    assert visited.stream_bytes > 0
+    assert visited.total_bytes == share.total_bytes + visited.stream_bytes
+    assert "The CPU's layers visit the GPU for 40 tokens of a prompt or more." in plan.message
+    with llama2q.load(model, stream_prefill=40, **options) as llm:
+        (device,), (loaded,) = devices.find(), llm.engine.plan.devices
+        assert loaded.stream_bytes > 0
+        assert device.total_bytes - device.free_bytes == loaded.total_bytes
+    tight = visited.total_bytes - 1
+    with pytest.raises(InsufficientMemoryError, match="they do not fit"):
+        llama2q.plan(model, stream_prefill=40, gpu_memory=tight, **options)
+    whole = llama2q.plan(model, device="cuda", stream_prefill=40, n_ctx=512)
+    assert whole.stream_tokens is None
+    with pytest.raises(InvalidArgumentError, match="stream_prefill is 0"):
+        llama2q.plan(model, stream_prefill=0)
+
+
+def test_prediction(model: Path) -> None:
+    """Weights over bandwidths: what the CPU reads at 75 %, a device at 85 %, two hops each."""
+    plan = llama2q.plan(model, device="cuda", gpu_layers=4)
+    (share,) = plan.devices
+    assert 0 < share.read_bytes == share.weight_bytes
+    seconds = plan.read_bytes / (0.75 * 40e9) + share.read_bytes / (0.85 * 100e9) + 1e-4
+    assert llama2q.predict(plan, host_bandwidth=40e9) == pytest.approx(1 / seconds)
+    faster = llama2q.plan(model, device="cuda", gpu_layers=4, gpu_bandwidth="200GB")
+    seconds -= share.read_bytes / (0.85 * 200e9)
+    assert llama2q.predict(faster, host_bandwidth=40e9) == pytest.approx(1 / seconds)
+    whole = llama2q.plan(model, device="cuda")
+    assert whole.read_bytes == 0
+    cpu = llama2q.plan(model, device="cpu")
+    assert cpu.read_bytes == pytest.approx(plan.read_bytes + share.read_bytes, rel=0.01)
+    measured = llama2q.predict(cpu)
+    assert measured is not None
+    assert measured > 0
+    assert llama2q.predict(llama2q.plan(model, device="cpu", memory="1MB")) is None
+
+
+def test_a_gpu_that_is_not_here(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be planned for without a library; nothing is known of its bandwidth."""
+    monkeypatch.delenv(devices.LIBRARY_VARIABLE)
+    plan = llama2q.plan(model, gpu_memory="1GB", n_ctx=512)
+    (share,) = plan.devices
+    assert (share.name, share.n_layers) == ("a GPU", N_LAYERS)
+    assert llama2q.predict(plan) is None
+    assert llama2q.predict(llama2q.plan(model, gpu_memory="1GB", gpu_bandwidth="1008GB"))
+    assert llama2q.plan(model, gpu_memory="1GB", device="cpu").devices == ()
+
+
+def test_the_largest_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few logits decide, the others stay on the device; the tokens are the same."""
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {"top_k": 40},
+        {"top_k": 64, "top_p": 0.5, "min_p": 0.05},
+        {"top_k": 65},
+        {"top_k": 5, "repetition_penalty": 1.2},
+        {"temperature": 0, "logprobs": 2},
+    ]
+
+    def texts(**options: Any) -> list[Any]:
+        with llama2q.load(model, n_ctx=128, **options) as llm:
+            return [
+                [c.token_ids for c in llm.generate([PROMPT, "A"], max_tokens=12, seed=3, **setting)]
+                for setting in settings
+            ]
+
+    expected = texts(device="cpu")
+    counts: list[int] = []
+    real = llama2q.engine.Engine.forward_largest
+
+    def counted(self: Any, spans: Any, k: int, cancel: Any = None) -> Any:
+        counts.append(k)
+        return real(self, spans, k, cancel)
+
+    monkeypatch.setattr(llama2q.engine.Engine, "forward_largest", counted)
+    assert texts(device="cuda", gpu_layers=3) == expected
+    assert set(counts) == {1, 40, 64}
+
+
 def plan_of(path: Path, device: str = "cuda", **options: Any) -> llama2q.Plan:
     return llama2q.plan(path, n_ctx=512, device=device, **options)
 
@@ -132,11 +247,16 @@ def test_memory_is_planned(model: Path) -> None:
     (part,) = smaller.devices
     assert part.n_layers == N_LAYERS - 1
     assert smaller.weight_bytes > whole.weight_bytes
+    assert whole.all_on_gpu_bytes is None
+    assert smaller.all_on_gpu_bytes == share.total_bytes
+    assert "The CPU has the first layers; all of them would take " in smaller.message
     assert smaller.kv_bytes == part.kv_bytes // part.n_layers
     message = f"gpu_layers is {N_LAYERS}: they do not fit; there is room for {N_LAYERS - 1} "
     with pytest.raises(InsufficientMemoryError, match=message):
         plan_of(model, gpu_layers=N_LAYERS, gpu_memory=share.total_bytes - 1, kv_dtype="f16")
-    assert plan_of(model, gpu_memory=1000).devices == ()
+    none = plan_of(model, gpu_memory=1000, kv_dtype="f16")
+    assert none.devices == ()
+    assert none.all_on_gpu_bytes == share.total_bytes
 
 
 def test_int8_cache_where_it_saves_a_layer(model: Path) -> None:
@@ -147,7 +267,8 @@ def test_int8_cache_where_it_saves_a_layer(model: Path) -> None:
 
 FAILING = [
     "open", "allocate", "copy_in", "copy_out", "place_matrix", "begin", "record", "finish", "embed",
-    "qkv", "attend", "project", "gate_up", "down", "output",
+    "qkv", "attend", "project", "gate_up", "down", "output", "select", "stream_matrix",
+    "stream_bytes",
 ]  # fmt: skip
 
 
@@ -164,13 +285,17 @@ def test_a_call_that_fails(
         with pytest.raises(error):
             llama2q.load(model, n_ctx=64, device="cuda")
         return
-    with llama2q.load(model, n_ctx=64, device="cuda") as llm:
+    options: dict[str, Any] = {}
+    if name.startswith("stream"):
+        options = {"gpu_layers": 2, "stream_prefill": 20}
+    with llama2q.load(model, n_ctx=64, device="cuda", **options) as llm:
         ids = (llm.tokenizer.encode(PROMPT) * 20)[:20]
         for _ in range(call - 1):
             assert llm.logits(ids).tobytes() == expected.tobytes()
         monkeypatch.setenv("LLAMA2Q_STAND_IN_FAIL", name)
+        fails = llm.generate if name in ("record", "select") else llm.logits
         with pytest.raises(error, match="the stand-in was told to fail"):
-            llm.generate(PROMPT, max_tokens=4) if name == "record" else llm.logits(ids)
+            fails(ids, **({"temperature": 0} if name == "select" else {}))
         monkeypatch.delenv("LLAMA2Q_STAND_IN_FAIL")
         assert llm.logits(ids).tobytes() == expected.tobytes()
 

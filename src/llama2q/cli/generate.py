@@ -18,8 +18,10 @@ from llama2q.cli.options import (
     Kv,
     KvChoice,
     ModelFile,
+    StreamPrefill,
     Threads,
     layers_of,
+    stream_of,
 )
 from llama2q.errors import InvalidArgumentError
 
@@ -68,6 +70,7 @@ def generate(
     device: Device = "auto",
     gpu_layers: GpuLayers = "auto",
     gpu_memory: GpuMemory = None,
+    stream_prefill: StreamPrefill = "auto",
     json: Json = False,
 ) -> None:
     """Continue PROMPT: new text to stdout as it comes, speed to stderr."""
@@ -104,6 +107,7 @@ def generate(
             device=device,
             gpu_layers=layers_of(gpu_layers),
             gpu_memory=gpu_memory,
+            stream_prefill=stream_of(stream_prefill),
         ) as llm:
             if json or n > 1:
                 completion = llm.generate(prompt, params)

@@ -46,6 +46,19 @@ GpuMemory = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Memory of each GPU that may be taken: 24GB, 7.5GiB."),
 ]
+StreamPrefill = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Send the CPU's layers through the GPU for so many tokens of a prompt; auto, none.",
+        show_default=True,
+    ),
+]
+
+
+def stream_of(text: str) -> int | str | None:
+    """Return the number that --stream-prefill has, None for "none", or what is neither."""
+    return None if text == "none" else layers_of(text)
 
 
 def layers_of(text: str) -> int | str:

@@ -16,7 +16,9 @@ from llama2q.cli.options import (
     Kv,
     KvChoice,
     ModelFile,
+    StreamPrefill,
     layers_of,
+    stream_of,
 )
 
 
@@ -32,6 +34,11 @@ def plan(
     device: Device = "auto",
     gpu_layers: GpuLayers = "auto",
     gpu_memory: GpuMemory = None,
+    gpu_bandwidth: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Of the GPU's memory, a second: 1008GB."),
+    ] = None,
+    stream_prefill: StreamPrefill = "auto",
     json: Json = False,
 ) -> None:
     """Say what FILE needs of the memory, and what would fit; exit code 1 if it does not fit."""
@@ -47,10 +54,17 @@ def plan(
             device=device,
             gpu_layers=layers_of(gpu_layers),
             gpu_memory=gpu_memory,
+            gpu_bandwidth=gpu_bandwidth,
+            stream_prefill=stream_of(stream_prefill),
         )
+        speed = llama2q.predict(result)
         if json:
-            print_json(result.to_dict())
+            print_json({**result.to_dict(), "tokens_per_second": speed})
         else:
             print(result)
+            if speed is not None:
+                print(f"About {speed:.3g} tokens/s predicted, one sequence at a short context.")
+            elif result.fits:
+                print("No prediction of tokens/s: --gpu-bandwidth is not known.")
         if not result.fits:
             raise typer.Exit(1)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
-from llama2q.engine import Engine, Span
+from llama2q.engine import MOST_LARGEST, Engine, Span
 from llama2q.errors import KvCacheFullError
 from llama2q.generate.completion import Chunk
 from llama2q.generate.request import Request
@@ -79,6 +79,10 @@ class Batch:
                 continue
             requests.append(request)
             spans.append(span)
+        n_largest = self._n_largest(requests) if not ready else None
+        if n_largest is not None:
+            tokens, largest = self._forward_largest(requests, spans, n_largest)
+            return self._accept(requests, tokens, list(largest))
         if spans:
             ready += self._forward(requests, spans)
         if not ready:
@@ -86,7 +90,15 @@ class Batch:
         chosen = [request for request, _ in ready]
         logits = stacked([row for _, row in ready])
         raw = [request.edit(row) for request, row in zip(chosen, logits, strict=True)]
-        tokens = sample(logits, chosen, self._engine.isa)
+        return self._accept(chosen, sample(logits, chosen, self._engine.isa), raw)
+
+    def _accept(
+        self,
+        chosen: Sequence[Request],
+        tokens: NDArray[np.int32],
+        raw: Sequence[NDArray[np.float32]],
+    ) -> list[tuple[Request, Chunk]]:
+        """Hand each request its token; return the new text of those that have some."""
         chunks = []
         for request, token, row in zip(chosen, tokens.tolist(), raw, strict=True):
             chunk = request.accept(token, row)
@@ -95,6 +107,37 @@ class Batch:
                 if chunk.finish_reason is not None:
                     self._end(request)
         return chunks
+
+    def _n_largest(self, requests: Sequence[Request]) -> int | None:
+        """Return how many of a row's largest logits decide the next tokens, if few do.
+
+        None where they come from the host anyway, a prompt is read, or whole rows are needed.
+        """
+        if not requests or not self._engine.ends_on_device:
+            return None
+        needed = [request.n_largest for request in requests if request.is_decoding]
+        counts = [n for n in needed if n is not None]
+        most = min(MOST_LARGEST, self._engine.config.vocab_size)
+        if len(counts) < len(requests) or max(counts) > most:
+            return None
+        return max(counts)
+
+    def _forward_largest(
+        self, requests: Sequence[Request], spans: Sequence[Span], n_largest: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Run a step of decoding requests; return their next tokens, and the logits behind these.
+
+        Returns
+        -------
+        int32, (n_requests,)
+        float32, (n_requests, n_largest)
+        """
+        largest, ids = self._engine.forward_largest(spans, n_largest, self._cancel)
+        for request, span, row in zip(requests, spans, largest, strict=True):
+            request.fed(span, row[None])
+        # Descending, lower ids first: an index into them is drawn as the id would be.
+        indices = sample(largest, requests, self._engine.isa)
+        return ids[np.arange(len(ids)), indices], largest
 
     def _forward(
         self, requests: Sequence[Request], spans: Sequence[Span]

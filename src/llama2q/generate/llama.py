@@ -254,6 +254,7 @@ def load(
     device: str = "auto",
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
+    stream_prefill: int | str | None = "auto",
 ) -> Llama:
     """Load a model file; the weights are mapped, not read.
 
@@ -277,6 +278,10 @@ def load(
     gpu_memory : int, str or None
         How much of each GPU's memory may be taken: bytes, or text like "7GB". None: what is free
         but for 512 MiB or 5 %.
+    stream_prefill : int, "auto" or None
+        Where the CPU has layers beside a GPU: a prompt's passes of at least so many tokens send
+        their weights through the GPU, which computes them faster; that takes the GPU's memory of
+        one layer. "auto": where the way takes less time than the CPU; None: never.
 
     Returns
     -------
@@ -299,5 +304,5 @@ def load(
     `llama2q.plan` says beforehand what loading needs. Weights that do not fit the memory beside the
     rest are read from the disk again and again: that works, slowly, and is logged as a warning.
     """
-    request = DeviceRequest.of(device, gpu_layers, gpu_memory)
+    request = DeviceRequest.of(device, gpu_layers, gpu_memory, stream_prefill)
     return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads, request=request))

@@ -61,6 +61,14 @@ class Request:
         return self._n_sampled > 0
 
     @property
+    def n_largest(self) -> int | None:
+        """How many of the largest logits decide the next token; None where all do."""
+        params = self.params
+        if self._edits.is_active or params.logprobs is not None:
+            return None
+        return 1 if params.temperature == 0 else params.top_k or None
+
+    @property
     def n_pending(self) -> int:
         """Tokens to feed before the next one can be sampled."""
         return len(self._pending)

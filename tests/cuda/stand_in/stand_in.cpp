@@ -38,6 +38,7 @@ struct Device {
   int64_t faulty_layer = -1;
   DeviceOp faulty_op{};
   bool begun = false, recording = false;
+  bool awaited[kStreamSlots]{};
   std::vector<std::function<void()>> queue;
   std::map<uint64_t, std::vector<std::function<void()>>> recorded;
 };
@@ -157,18 +158,27 @@ void release(Device* device, void* memory) {
   std::free(memory);
 }
 
-int copy(const char* name, void* to, const void* from, int64_t bytes, DeviceFailure* failure) {
+// Does what is queued.
+void flush(Device* device) {
+  const FloatEnv environment;
+  for (const auto& done : device->queue) done();
+  device->queue.clear();
+}
+
+int copy(Device* device, const char* name, void* to, const void* from, int64_t bytes,
+         DeviceFailure* failure) {
   if (is_to_fail(name)) return refuse(name, failure);
+  flush(device);
   std::memcpy(to, from, static_cast<size_t>(bytes));
   return 0;
 }
 
-int copy_in(Device*, void* to, const void* host, int64_t bytes, DeviceFailure* failure) {
-  return copy("copy_in", to, host, bytes, failure);
+int copy_in(Device* device, void* to, const void* host, int64_t bytes, DeviceFailure* failure) {
+  return copy(device, "copy_in", to, host, bytes, failure);
 }
 
-int copy_out(Device*, void* host, const void* from, int64_t bytes, DeviceFailure* failure) {
-  return copy("copy_out", host, from, bytes, failure);
+int copy_out(Device* device, void* host, const void* from, int64_t bytes, DeviceFailure* failure) {
+  return copy(device, "copy_out", host, from, bytes, failure);
 }
 
 int64_t file_code_bytes(const MatrixView& m) {
@@ -186,17 +196,62 @@ int64_t file_code_bytes(const MatrixView& m) {
 int64_t file_scale_bytes(const MatrixView& m) { return m.n_bands * m.n_groups * kBandRows * 2; }
 
 // What it takes on a GPU, which is never less.
+MatrixView described(const MatrixView& host, void* memory) {
+  MatrixView placed = host;
+  char* codes = static_cast<char*>(memory);
+  placed.codes = codes;
+  if (host.group_size != 0) {
+    placed.scales = reinterpret_cast<const uint16_t*>(codes + file_code_bytes(host));
+  }
+  return placed;
+}
+
+void bring(const MatrixView& host, void* memory) {
+  char* codes = static_cast<char*>(memory);
+  std::memcpy(codes, host.codes, static_cast<size_t>(file_code_bytes(host)));
+  if (host.group_size == 0) return;
+  std::memcpy(codes + file_code_bytes(host), host.scales,
+              static_cast<size_t>(file_scale_bytes(host)));
+}
+
 int place_matrix(Device*, const MatrixView* host, void* memory, MatrixView* placed,
                  DeviceFailure* failure) {
   if (is_to_fail("place_matrix")) return refuse("place_matrix", failure);
-  char* codes = static_cast<char*>(memory);
-  char* scales = codes + file_code_bytes(*host);
-  std::memcpy(codes, host->codes, static_cast<size_t>(file_code_bytes(*host)));
-  *placed = *host;
-  placed->codes = codes;
-  if (host->group_size == 0) return 0;
-  std::memcpy(scales, host->scales, static_cast<size_t>(file_scale_bytes(*host)));
-  placed->scales = reinterpret_cast<const uint16_t*>(scales);
+  *placed = described(*host, memory);
+  bring(*host, memory);
+  return 0;
+}
+
+// In the queue, as on a GPU: what was there may still be needed by ops before.
+int stream_matrix(Device* device, const MatrixView* host, void* memory, StreamSlot slot,
+                  MatrixView* placed, DeviceFailure* failure) {
+  if (is_to_fail("stream_matrix")) return refuse("stream_matrix", failure);
+  device->awaited[static_cast<int>(slot)] = false;
+  *placed = described(*host, memory);
+  device->queue.push_back([view = *host, memory] { bring(view, memory); });
+  return 0;
+}
+
+int stream_bytes(Device* device, void* to, const void* host, int64_t bytes, StreamSlot slot,
+                 DeviceFailure* failure) {
+  if (is_to_fail("stream_bytes")) return refuse("stream_bytes", failure);
+  device->awaited[static_cast<int>(slot)] = false;
+  const auto* from = static_cast<const char*>(host);
+  device->queue.push_back([to, kept = std::vector<char>(from, from + bytes)] {
+    std::memcpy(to, kept.data(), kept.size());
+  });
+  return 0;
+}
+
+int await_slot(Device* device, StreamSlot slot, DeviceFailure*) {
+  device->awaited[static_cast<int>(slot)] = true;
+  return 0;
+}
+
+int free_slot(Device* device, StreamSlot slot, DeviceFailure* failure) {
+  if (!device->awaited[static_cast<int>(slot)]) {
+    return fail(failure, DeviceFault::kOther, "a slot is freed that was not awaited");
+  }
   return 0;
 }
 
@@ -259,9 +314,7 @@ int end_record(Device* device, uint64_t key, int32_t is_kept, DeviceFailure*) {
 
 int finish(Device* device, int64_t* layer, int32_t* op, DeviceFailure* failure) {
   if (is_to_fail("finish")) return refuse("finish", failure);
-  const FloatEnv environment;
-  for (const auto& done : device->queue) done();
-  device->queue.clear();
+  flush(device);
   device->begun = false;
   *layer = device->faulty_layer;
   *op = static_cast<int32_t>(device->faulty_op);
@@ -338,6 +391,15 @@ int output(Device* d, const float* norm, const MatrixView* matrix, float eps, co
                });
 }
 
+int select(Device* d, int64_t k, float* values, int32_t* ids, DeviceFailure* failure) {
+  const float* logits = d->rows[static_cast<int>(Rows::kOutput)].data();
+  return queue(d, "select", d->shape.n_layers, DeviceOp::kSelect, failure,
+               [d, k, values, ids, logits] {
+                 d->backend.select(d->pass.n_rows, d->shape.vocab_size, k, logits, values, ids);
+                 return true;
+               });
+}
+
 int copy_blocks(Device* d, const KvLayerView* layers, int64_t n_layers, const int32_t* source,
                 const int32_t* destination, int64_t n, DeviceFailure* failure) {
   if (is_to_fail("copy_blocks")) return refuse("copy_blocks", failure);
@@ -365,6 +427,10 @@ const llama2q::DeviceTable llama2q_device_table = {
     .copy_in = llama2q::copy_in,
     .copy_out = llama2q::copy_out,
     .place_matrix = llama2q::place_matrix,
+    .stream_matrix = llama2q::stream_matrix,
+    .stream_bytes = llama2q::stream_bytes,
+    .await_slot = llama2q::await_slot,
+    .free_slot = llama2q::free_slot,
     .rows = llama2q::rows,
     .note = llama2q::note,
     .begin = llama2q::begin,
@@ -379,6 +445,6 @@ const llama2q::DeviceTable llama2q_device_table = {
     .gate_up = llama2q::gate_up,
     .down = llama2q::down,
     .output = llama2q::output,
-    .select = nullptr,
+    .select = llama2q::select,
     .copy_blocks = llama2q::copy_blocks,
 };

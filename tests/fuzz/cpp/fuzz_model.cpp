@@ -121,7 +121,7 @@ struct Tokens {
     }
   }
 
-  StepArgs args(Output output) const {
+  StepArgs args(Output output, float* out) const {
     return {.token_ids = ids.data(),
             .positions = positions.data(),
             .sequence_of_token = sequences.data(),
@@ -131,7 +131,7 @@ struct Tokens {
             .max_blocks = max_blocks,
             .output_rows = rows.data(),
             .n_rows = rows.size(),
-            .output = output};
+            .answer = {output, out, 0, nullptr}};
   }
 
   int64_t n, n_sequences, max_blocks;
@@ -190,9 +190,9 @@ void fuzz_step(Input& input) {
                     n_blocks);
     Run done;
     for (const Tokens& tokens : steps) {
-      const StepArgs args = tokens.args(kind);
-      Exact<float> out(args.n_rows * forward.output_width(kind));
-      done.outcomes.push_back(outcome_of([&] { forward.step(args, [] {}, out.data()); }));
+      Exact<float> out(tokens.rows.size() * forward.output_width(kind));
+      const StepArgs args = tokens.args(kind, out.data());
+      done.outcomes.push_back(outcome_of([&] { forward.step(args, [] {}); }));
       done.results.push_back(std::move(out));
       if (tokens.n == 0 || tokens.n > 512 || done.outcomes.back() != Outcome::kDone) continue;
       Exact<float> x(tokens.n * c.dim);

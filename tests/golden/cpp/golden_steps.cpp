@@ -85,6 +85,7 @@ void run_steps(const Case& one, const KernelTable& table, int n_threads) {
     const auto ints = [&](const char* name) { return one.array<int32_t>(step + name); };
     const auto ids = ints("ids"), tables = ints("tables"), rows = ints("rows");
     const int64_t n_sequences = one.integer(step + "n_sequences");
+    Array<float> logits(static_cast<int64_t>(rows.size()) * config.vocab_size);
     const StepArgs args{.token_ids = ids.data(),
                         .positions = ints("positions").data(),
                         .sequence_of_token = ints("sequences").data(),
@@ -94,9 +95,8 @@ void run_steps(const Case& one, const KernelTable& table, int n_threads) {
                         .max_blocks = static_cast<int64_t>(tables.size()) / n_sequences,
                         .output_rows = rows.data(),
                         .n_rows = static_cast<int64_t>(rows.size()),
-                        .output = Output::kLogits};
-    Array<float> logits(args.n_rows * config.vocab_size);
-    forward.step(args, [] {}, logits.data());
+                        .answer = {Output::kLogits, logits.data(), 0, nullptr}};
+    forward.step(args, [] {});
     expect(step + "logits", one.array<float>(step + "logits"), logits.span());
   }
 }

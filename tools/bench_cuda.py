@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         context.recorder.log("end", f"{context.left():.0f} s left")
         if not chosen.keep:
             shutil.rmtree(cuda_bench_measure.files_folder(context), ignore_errors=True)
+        context.recorder.close()
     print(cuda_bench_report.summary(context))
     return int(any("error" in row for row in context.recorder.rows))
 

@@ -159,6 +159,7 @@ def speed(context: Context) -> None:
             {"kind": "decode", "tokens": tokens, "depth": depth, "repeat": 1 if dry else 5}
             for depth in ((0, 64) if dry else DEPTHS)
         ]
+        measures.append({"kind": "largest", "tokens": tokens, "repeat": 1 if dry else 5})
         measures.append({"kind": "generate", "tokens": 4 if dry else 128})
         measures += [
             {"kind": "prefill", "tokens": n, "repeat": 1 if dry else 3}

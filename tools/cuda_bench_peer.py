@@ -21,8 +21,11 @@ _OPTIONS = (
     "LLAMA_BUILD_UI=OFF", "LLAMA_BUILD_COMMON=ON", "LLAMA_BUILD_TOOLS=ON",
 )  # fmt: skip
 _TARGETS = ("llama-bench", "llama-batched-bench")
-_PACKED = ("CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "src", "vendor")
-_PACKED_TOOLS = ("CMakeLists.txt", "llama-bench", "batched-bench")
+_PACKED = (
+    *("CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "licenses", "src"),
+    *("tools", "vendor"),
+)
+_LEFT_OUT = ("llama.cpp/tools/ui", "llama.cpp/tools/server")
 
 
 def start_build(context: Context) -> None:
@@ -175,13 +178,14 @@ def _batched(context: Context, program: Path, shape: str, path: str, seconds: fl
         context.recorder.add("peer", {"shape": shape, "error": ended.why()})
 
 
+def _packed(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if entry.name in _LEFT_OUT else entry
+
+
 def pack(source: Path, target: Path) -> int:
     """Put what the build needs of a source folder into an archive; return its bytes."""
     with tarfile.open(target, "w:gz") as archive:
         for name in _PACKED:
             if (source / name).exists():
-                archive.add(source / name, f"llama.cpp/{name}")
-        for name in _PACKED_TOOLS:
-            if (source / "tools" / name).exists():
-                archive.add(source / "tools" / name, f"llama.cpp/tools/{name}")
+                archive.add(source / name, f"llama.cpp/{name}", filter=_packed)
     return target.stat().st_size

@@ -201,6 +201,8 @@ def name_of(row: Row) -> str:
         return f"{many} at depth {row.get('depth', 0)}"
     if row["kind"] == "generate":
         return f"generate {row.get('tokens')}, greedy"
+    if row["kind"] == "largest":
+        return "decode, the largest logit alone"
     return f"{row['kind']} {row.get('tokens', '')}".strip()
 
 

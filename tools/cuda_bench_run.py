@@ -31,6 +31,11 @@ class Recorder:
         self._results: TextIO = (folder / "results.jsonl").open("w", encoding="utf-8")
         self._log: TextIO = (folder / "log.txt").open("w", encoding="utf-8")
 
+    def close(self) -> None:
+        """Close the files."""
+        self._results.close()
+        self._log.close()
+
     def add(self, part: str, row: Mapping[str, Any]) -> Row:
         """Write a row of a part."""
         full = {"part": part, **row}
@@ -154,6 +159,8 @@ class Context:
         paths = [str(ROOT / "tools")]
         if self.package is not None:
             paths.insert(0, str(self.package))
+        if "PYTHONPATH" in os.environ:
+            paths.append(os.environ["PYTHONPATH"])
         variables = {
             **os.environ,
             # cmake and ninja may be installed beside Python and nowhere else.
@@ -202,10 +209,13 @@ class Context:
         collected: list[str] = []
 
         def read(stream: TextIO | None, handle: Callable[[str], None] | None) -> None:
-            for line in stream or ():
-                collected.append(line)
-                if handle is not None:
-                    handle(line)
+            if stream is None:
+                return
+            with stream:
+                for line in stream:
+                    collected.append(line)
+                    if handle is not None:
+                        handle(line)
 
         readers = [
             threading.Thread(target=read, args=(process.stdout, on_line), daemon=True),

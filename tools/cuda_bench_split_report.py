@@ -31,6 +31,7 @@ def split_section(recorder: Recorder) -> str:
                 f"{row['tokens_per_second']:.2f}",
                 f"{1 / predicted:.2f}" if predicted else "",
                 f"{100 * predicted / row['seconds']:.0f} %" if predicted else "",
+                _number(load.get("predicted_tokens_per_second")),
                 f"{memory['peak_bytes'] / 1e9:.2f}" if memory else "",
                 f"{memory['planned_bytes'] / 1e9:.2f}" if memory else "",
                 f"{100 * memory['over_plan']:+.1f} %" if memory and memory["planned_bytes"] else "",
@@ -39,10 +40,10 @@ def split_section(recorder: Recorder) -> str:
     for row in recorder.of("split", kind="load"):
         for key in ("error", "skipped"):
             if key in row:
-                rows.append([row["shape"], row["memory"], row[key], *[""] * 7])
+                rows.append([row["shape"], row["memory"], row[key], *[""] * 8])
     if not rows:
         return ""
-    head = ["model", "device memory", "layers on it", "depth", "tok/s", "formula", "of it"]
+    head = ["model", "device memory", "layers on it", "depth", "tok/s", "formula", "of it", "plan"]
     return markdown_table([*head, "peak, GB", "planned, GB", "over"], rows)
 
 
@@ -62,6 +63,10 @@ def predict(recorder: Recorder, row: Row, load: Row) -> float | None:
     if on_host and host is not None:
         seconds += on_host / host + hops(recorder)
     return seconds
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.2f}" if value else ""
 
 
 def hops(recorder: Recorder) -> float:
@@ -106,6 +111,17 @@ def stream_section(recorder: Recorder) -> str:
         [f"{n}", f"{1e3 * seconds[True][n]:.1f}", f"{1e3 * seconds[False][n]:.1f}"] for n in both
     ]
     faster = [n for n in both if seconds[True][n] < seconds[False][n]]
-    result = f"Streaming is faster from {faster[0]} tokens on." if faster else "It never is faster."
+    result = _chosen(recorder)
+    result += (
+        f"Streaming is faster from {faster[0]} tokens on." if faster else "It never is faster."
+    )
     table = markdown_table(["tokens", "streamed, ms", "on the host, ms"], rows)
     return f"{table}\n\n{result}"
+
+
+def _chosen(recorder: Recorder) -> str:
+    """Say what `stream_prefill="auto"` took for the model that was measured."""
+    (measured,) = {(row["shape"], row["memory"]) for row in recorder.of("stream")}
+    loads = recorder.of("split", kind="load", shape=measured[0], memory=measured[1])
+    chosen = [load["plan"].get("stream_tokens") for load in loads if "plan" in load]
+    return f'"auto" takes {chosen[0]} tokens. ' if chosen and chosen[0] else ""

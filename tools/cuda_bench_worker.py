@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 import llama2q
-from llama2q import _core, devices
+from llama2q import devices
 from llama2q.bench import Bench
-from llama2q.engine import Engine
+from llama2q.engine import Engine, Span
+from llama2q.kv_blocks import Sequence
 from llama2q.plan import kv_bytes_per_token
 
 
@@ -117,7 +118,7 @@ class Measurer:
             "kv_bytes_per_token": kv_bytes_per_token(engine.config, engine.kv_dtype),
             "n_threads": engine.n_threads,
             "isa": engine.isa,
-            "cpu": _core.default_threads(),
+            "predicted_tokens_per_second": llama2q.predict(engine.plan),
             "plan": engine.plan.to_dict(),
             "shares": [dataclasses.asdict(share) for share in shares],
         }
@@ -143,6 +144,22 @@ class Measurer:
             "tokens_per_second": sequences / seconds,
             "read_bytes": self._weight_bytes + kv * (depth + (tokens + 1) / 2) * sequences,
         }
+
+    def _largest(self, tokens: int, repeat: int = 3) -> dict[str, Any]:
+        """Compute tokens one by one; of the logits the largest comes to the host."""
+        engine, times = self._engine, []
+        for _ in range(repeat + 1):
+            sequence = Sequence(engine.pool, tokens + 2)
+            token = 1
+            for index in range(tokens + 2):
+                if index == 2:
+                    started = time.perf_counter()
+                _, ids = engine.forward_largest([Span(sequence, [token])], 1)
+                token = int(ids[0, 0])
+            times.append((time.perf_counter() - started) / tokens)
+            sequence.release()
+        seconds = statistics.median(times[1:])
+        return {"seconds": seconds, "samples": times[1:], "tokens_per_second": 1 / seconds}
 
     def _prefill(self, tokens: int, repeat: int = 3) -> dict[str, Any]:
         """Read a prompt of random tokens; the logits of its last."""

@@ -174,6 +174,7 @@ def core_model(
     n_blocks: int = 8,
     n_threads: int | None = 2,
     isa: str | None = None,
+    devices: Sequence[tuple[_core.DeviceLibrary, int, int]] = (),
 ) -> _core.Model:
     """Build the engine's model over these weights."""
     layers = []
@@ -202,6 +203,7 @@ def core_model(
         n_blocks=n_blocks,
         n_threads=n_threads,
         isa=isa,
+        devices=list(devices),
     )
 
 

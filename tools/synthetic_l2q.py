@@ -62,13 +62,13 @@ def write_l2q(
     """
     recipe = Recipe.for_model(config, quant, group_size=group_size, grid=grid, dtype=dtype)
     metadata = Metadata(config=config, recipe=recipe, template=template)
-    source = _RandomTensors(seed)
+    source = RandomTensors(seed)
     with Writer(path, metadata, tokenizer_bytes, overwrite=overwrite) as writer:
         write_model(writer, source.matrix, source.norm)
         return writer.finish()
 
 
-class _RandomTensors:
+class RandomTensors:
     """Draws stored tensors from one stream of random 64-bit words."""
 
     def __init__(self, seed: int) -> None:

@@ -175,7 +175,14 @@ def measured(recorder: Recorder) -> None:
         for tokens, seconds in zip((16, 512), times, strict=True):
             row = {"kind": "prefill", "streamed": streamed, "tokens": tokens, "seconds": seconds}
             recorder.add("stream", {**common, **row, "memory": "7GB"})
-    peer = {"shape": "13b", "kind": "decode", "tokens": 32, "depth": 0, "sequences": 1}
+    peer = {
+        "shape": "13b",
+        "layers": 40,
+        "kind": "decode",
+        "tokens": 32,
+        "depth": 0,
+        "sequences": 1,
+    }
     recorder.add("peer", {**peer, "tokens_per_second": 100.0})
     kernel = {"op": "wo", "shape": "13b", "weights": "int4", "tokens": 1, "limit": "read"}
     kernel |= {"bytes": 8e6, "weight_bytes": 8e6, "ops": 3e7, "us": 4.0, "us_p10": 3.9}

@@ -42,7 +42,7 @@ def report(recorder: Recorder) -> str:
         ("Kernels", _kernels),
     )
     blocks = ["# CUDA backend, measured"]
-    if any(isinstance(row.get("device"), str) for row in recorder.of("facts")):
+    if recorder.of("facts", dry=True):
         blocks.append(
             "A dry run on the emulation: it shows that everything runs. No figure counts."
         )
@@ -168,12 +168,14 @@ def _limits(recorder: Recorder) -> str:
 def _goals(recorder: Recorder) -> str:
     rows = []
     for what, shape, goal in GOALS:
-        for row in recorder.of("speed", shape=shape, kind="decode", depth=0):
-            if row.get("sequences", 1) == 1 and "tokens_per_second" in row:
+        for row in recorder.of("speed", shape=shape):
+            alone = row["kind"] in ("decode", "largest", "generate")
+            alone = alone and row.get("depth", 0) == 0 and row.get("sequences", 1) == 1
+            if alone and row.get("tokens_per_second"):
                 whole = row["layers"] == row["whole_layers"]
                 note = "" if whole else f" ({row['layers']} of {row['whole_layers']} layers)"
-                rows.append([f"{shape}: {what}{note}", f"{row['tokens_per_second']:.0f}",
-                             f"{goal:.0f}"])  # fmt: skip
+                rows.append([f"{shape}: {what}, {name_of(row)}{note}",
+                             f"{row['tokens_per_second']:.0f}", f"{goal:.0f}"])  # fmt: skip
     read = limit_of(recorder, "read")
     for row in recorder.of("kernels", tokens=1, limit="read"):
         counts = row["shape"] != "tiny" and row.get("weights") in ("int4", "int8")
@@ -251,6 +253,7 @@ def _peers(recorder: Recorder) -> str:
             ours
             for ours in recorder.of("speed", shape=row["shape"], kind=row["kind"])
             if ours.get("tokens_per_second")
+            and ours["layers"] == row["layers"]
             and ours.get("depth", 0) == row["depth"]
             and ours.get("sequences", 1) == row["sequences"]
             and (row["kind"] == "decode" or ours["tokens"] == row["tokens"])

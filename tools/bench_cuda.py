@@ -97,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
             shutil.rmtree(cuda_bench_measure.files_folder(context), ignore_errors=True)
         context.recorder.close()
     print(cuda_bench_report.summary(context))
-    return int(any("error" in row for row in context.recorder.rows))
+    rows = context.recorder.rows
+    failed = [row for row in rows if "error" in row or row.get("outcome") in ("failed", "error")]
+    return int(bool(failed))
 
 
 def plan(parts: list[Part], *, with_peer: bool) -> str:

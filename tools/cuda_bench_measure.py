@@ -219,7 +219,11 @@ def _device_of(memory: str) -> dict[str, Any]:
 def _stream(context: Context) -> None:
     """Measure from how many tokens on the device should compute the host's layers, too."""
     dry = context.settings.dry
-    shape = "tiny" if dry else "13b" if "13b" in context.settings.shapes else "70b"
+    split_shapes = [shape for shape in context.settings.shapes if _splits_of(context, shape)]
+    if not split_shapes:
+        context.recorder.add("stream", {"skipped": "no shape is split"})
+        return
+    shape = "13b" if "13b" in split_shapes else split_shapes[-1]
     try:
         file = model_file(context, shape)
     except PartError as error:

@@ -15,8 +15,6 @@ GOALS = (
     ("tok/s at batch 1", "13b", 450.0),
     ("tok/s at batch 1", "70b", 100.0),
 )
-_PLAIN_KEYS = 4
-"""Of the row of a test that says nothing but that it passed."""
 _LARGE_SHARE, _SMALL_SHARE, _PREFILL = 0.85, 0.70, 200e12
 
 
@@ -64,7 +62,7 @@ def _made(make: Callable[[Recorder], str], recorder: Recorder) -> str:
 def summary(context: Context) -> str:
     """Say in a few lines how the run went."""
     rows = context.recorder.rows
-    errors = [row for row in rows if "error" in row]
+    errors = [row for row in rows if "error" in row or row.get("outcome") in ("failed", "error")]
     parts = [
         f"{row['key']} {row['name']}: {row.get('error') or row.get('skipped') or 'done'} "
         f"({row['seconds']:.0f} s)"
@@ -121,25 +119,22 @@ def _errors(recorder: Recorder) -> str:
 
 def _checks(recorder: Recorder) -> str:
     lines = []
-    passed = Counter(
-        row["test"].partition("[")[0]
-        for row in recorder.of("check", outcome="passed")
-        if len(row) == _PLAIN_KEYS
-    )
-    for name, count in passed.items():
-        lines.append(f"- {name}: passed" + (f" ({count} cases)" if count > 1 else ""))
-    for row in recorder.of("check") + recorder.of("sanitize"):
-        if "test" in row and row["outcome"] == "passed" and len(row) == _PLAIN_KEYS:
-            continue
+    cases: Counter[str] = Counter()
+    for row in recorder.of("check"):
         if "test" in row:
             message = f": {row['message']}" if "message" in row else ""
-            facts = "".join(
-                f"; {key} {value}"
+            facts = [
+                f"{key} {value}"
                 for key, value in row.items()
                 if key not in ("part", "test", "seconds", "outcome", "message")
-            )
-            lines.append(f"- {row['test']}: {row['outcome']}{message}{facts}")
-        elif "program" in row:
+            ]
+            # Cases that have nothing of their own to say are counted.
+            name = row["test"] if facts else row["test"].partition("[")[0]
+            cases["; ".join([f"{name}: {row['outcome']}{message}", *facts])] += 1
+    for line, count in cases.items():
+        lines.append(f"- {line}" + (f" ({count} cases)" if count > 1 else ""))
+    for row in recorder.of("check") + recorder.of("sanitize"):
+        if "program" in row:
             tool = f"{row['tool']}, " if "tool" in row else ""
             found = f"{row.get('passed', '?')} checks passed, {len(row.get('failed', []))} failed"
             found = row.get("summary", found) if row["program"] == "model" else found

@@ -177,6 +177,8 @@ class Context:
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        if not self.settings.dry:
+            variables["LLAMA2Q_REQUIRE_DEVICE"] = "1"  # tests/cuda/test_device.py skips nothing
         if self.library is not None:
             variables["LLAMA2Q_CUDA_LIBRARY"] = str(self.library)
             variables.setdefault("CUDA_EMULATION_CAPABILITY", "9.0")

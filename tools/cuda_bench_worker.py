@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         emit({"kind": "load", "skipped": f"llama2q.load has no {', '.join(unknown)}"})
         return 0
-    memory = DeviceMemory() if options.get("device", "auto") != "cpu" else None
-    started = time.perf_counter()
     try:
+        memory = DeviceMemory() if options.get("device", "auto") != "cpu" else None
+        started = time.perf_counter()
         llm = llama2q.load(job["file"], **options)
     except Exception as error:
         emit({"kind": "load", "error": f"{type(error).__name__}: {error}"})

@@ -27,6 +27,7 @@ class FakeModel:
         self.n_threads = 1
         self.isa = _core.default_isa()
         self.kv_dtype = "f32"
+        self.notes: list[str] = []
         self.logits_of = logits_of
         self.cache = np.full((n_blocks, BLOCK), -1, np.int32)
         self.layer_seconds = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import struct
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import check_wheel
+import fat_binary
+from check_cuda import ARCHITECTURES
 
 NAME = "llama2q-0.1.0-cp311-cp311-manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl"
 PREFIX = "llama2q-0.1.0-cp311-cp311-"
@@ -23,6 +26,7 @@ needs_linux = pytest.mark.skipif(
 
 SHOWN = 'extern "C" __attribute__((visibility("default"))) '
 INIT = f"{SHOWN} void* PyInit__core() {{ return nullptr; }}\n"
+TABLE = f"{SHOWN} int llama2q_device_table() {{ return 1; }}\n"
 VECTOR = """\
 typedef float Wide __attribute__((vector_size(32)));
 static __attribute__((noinline, target("avx"))) void add(Wide* x) { *x += *x; }
@@ -55,7 +59,11 @@ def test_tags(platforms: str, n_faults: int) -> None:
         ("NOTYPE WEAK DEFAULT UND __cxa_thread_atexit_impl", None),
         ("NOTYPE LOCAL DEFAULT UND ", None),
         ("FUNC GLOBAL DEFAULT UND preadv2", "needs preadv2, which the glibc"),
-        ("FUNC GLOBAL DEFAULT UND fstat@GLIBC_2.33 (4)", "needs fstat@GLIBC_2.33; glibc 2.28"),
+        ("FUNC GLOBAL DEFAULT UND fstat@GLIBC_2.33 (4)", "needs fstat@GLIBC_2.33; GLIBC 2.28"),
+        ("FUNC GLOBAL DEFAULT UND _ZSt4cerr@GLIBCXX_3.4.24 (5)", None),
+        ("FUNC GLOBAL DEFAULT UND _ZSt4cerr@GLIBCXX_3.4.29 (5)", "needs _ZSt4cerr@GLIBCXX_3.4.29"),
+        ("FUNC GLOBAL DEFAULT UND _Unwind_Resume@GCC_3.0 (5)", None),
+        ("FUNC GLOBAL DEFAULT UND __cxa_call@CXXABI_1.3.15 (5)", "needs __cxa_call@CXXABI_1.3.15"),
         ("FUNC GLOBAL DEFAULT 12 _Znwm", "other libraries see its symbol _Znwm"),
         ("OBJECT WEAK DEFAULT 15 _ZTIFivE", "other libraries see its symbol _ZTIFivE"),
     ],
@@ -132,7 +140,13 @@ def library(folder: Path, sources: dict[str, str], *options: str) -> Path:
     return output
 
 
-def wheel(folder: Path, extension: Path, name: str = NAME, left_out: str = "") -> Path:
+def wheel(
+    folder: Path,
+    extension: Path,
+    name: str = NAME,
+    left_out: str = "",
+    cuda: Path | None = None,
+) -> Path:
     """Pack a library as the package's wheels are."""
     members = ["llama2q/__init__.py", *check_wheel.REQUIRED]
     members.append("llama2q-0.1.0.dist-info/licenses/LICENSE")
@@ -141,6 +155,8 @@ def wheel(folder: Path, extension: Path, name: str = NAME, left_out: str = "") -
             if member != left_out:
                 archive.writestr(member, "")
         archive.write(extension, f"llama2q/{extension.name}")
+        if cuda is not None:
+            archive.write(cuda, check_wheel.CUDA_LIBRARY)
     return folder / name
 
 
@@ -160,7 +176,7 @@ def test_files(tmp_path: Path) -> None:
 def test_not_stripped(tmp_path: Path) -> None:
     whole = library(tmp_path / "whole", {"main.cpp": INIT})
     assert check_wheel.faults_of(wheel(tmp_path, whole)) == [
-        "not stripped: it has a section .symtab"
+        f"not stripped: {whole.name} has a section .symtab"
     ]
 
 
@@ -192,3 +208,64 @@ def test_units(tmp_path: Path) -> None:
     assert check_wheel.instruction_faults(wheel(tmp_path, stripped)) == [
         "it has no symbol table, by which to tell the units apart"
     ]
+
+
+def container(*entries: tuple[int, int]) -> bytes:
+    """A fat binary: for each kind (1: PTX, 2: machine code) and architecture 24 bytes of code."""
+    body = b"".join(
+        struct.pack("<HHIQ12xI32x", kind, 0x101, 64, 24, architecture) + bytes(24)
+        for kind, architecture in entries
+    )
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_fat_binary() -> None:
+    section = container((2, 75), (2, 90), (1, 90)) + container((2, 120))
+    assert list(fat_binary.parse(section)) == [
+        fat_binary.Entry("elf", 75, 24),
+        fat_binary.Entry("elf", 90, 24),
+        fat_binary.Entry("ptx", 90, 24),
+        fat_binary.Entry("elf", 120, 24),
+    ]
+    with pytest.raises(ValueError, match="no fat binary at byte 192"):
+        list(fat_binary.parse(container((2, 75), (2, 90)) + b"a sentence of prose"))
+    with pytest.raises(ValueError, match="unknown kind 3"):
+        list(fat_binary.parse(container((3, 75))))
+    with pytest.raises(ValueError, match="ends inside a header"):
+        list(fat_binary.parse(container((2, 75), (2, 90))[:120]))
+
+
+def cuda_library(folder: Path, code: bytes, text: str = "") -> Path:
+    """Link a library that looks like that of the CUDA kernels."""
+    values = ", ".join(map(str, code))
+    section = '__attribute__((section(".nv_fatbin"), used)) '
+    source = f"{section} static const unsigned char code[] = {{ {values} }};\n{TABLE}{text}"
+    return library(folder, {"main.cpp": source}, "-s")
+
+
+@needs_linux
+@pytest.mark.slow
+def test_cuda_library(tmp_path: Path) -> None:
+    every = [(2, architecture) for architecture in ARCHITECTURES]
+    newest = (1, ARCHITECTURES[-1])
+    extension = library(tmp_path / "extension", {"main.cpp": INIT}, "-s")
+
+    def faults(cuda: Path) -> list[str]:
+        packed = wheel(tmp_path, extension, cuda=cuda)
+        assert check_wheel.has_cuda(packed)
+        return check_wheel.faults_of(packed)
+
+    assert faults(cuda_library(tmp_path / "sound", container(*every, newest))) == []
+    assert faults(cuda_library(tmp_path / "lacking", container(*every[1:], newest))) == [
+        f"has elf for {list(ARCHITECTURES[1:])}; expected {list(ARCHITECTURES)}"
+    ]
+    assert faults(cuda_library(tmp_path / "no-text", container(*every))) == [
+        f"has ptx for []; expected {[ARCHITECTURES[-1]]}"
+    ]
+    # The C++ library may be needed here; other symbols are not shown here either.
+    text = f"#include <string>\n{SHOWN} void leak(int n) {{ throw std::to_string(n); }}\n"
+    leaking = faults(cuda_library(tmp_path / "leaking", container(*every, newest), text))
+    assert "other libraries see its symbol leak" in leaking
+    assert not any("libstdc++" in fault for fault in leaking)
+    empty = library(tmp_path / "empty", {"main.cpp": TABLE}, "-s")
+    assert faults(empty) == [f"{Path(check_wheel.CUDA_LIBRARY).name} has no section .nv_fatbin"]

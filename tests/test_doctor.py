@@ -10,7 +10,11 @@ import pytest
 
 from llama2q import _core, doctor, self_test
 from llama2q.cli.doctor import markdown, rows
+from llama2q.devices import Device
+from llama2q.errors import DeviceError
 from llama2q.format import L2qFile
+
+CUDA_ERROR = "there is no GPU, says this test"
 
 
 @pytest.fixture
@@ -56,14 +60,18 @@ def test_one_changed_code_changes_the_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_facts() -> None:
+def test_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find() -> list[Device]:
+        raise DeviceError(CUDA_ERROR)
+
+    monkeypatch.setattr(doctor.devices, "find", find)
     health = doctor.examine()
     assert health.ok
     assert health.isa["chosen"] == _core.default_isa()
     assert set(health.isa["available"]) <= set(health.isa["compiled"])
     assert health.cpu["threads"] == _core.default_threads()
     assert health.versions["compiler"] == _core.COMPILER != ""
-    assert health.cuda == "not built"
+    assert health.cuda == CUDA_ERROR
     assert set(health.bench) == {
         "read_gb_per_second",
         "int8_matmul_gops_per_second",

@@ -197,7 +197,7 @@ def test_arguments_of_the_core(model: Path, tmp_path: Path) -> None:
         layers = [(*bounds, True) for bounds in ranges]
         core.read_ahead(file.fileno(), engine.file.map, layers, 0)
         for wrong, message in (
-            (layers[1:], "11 layers; the model has 12"),
+            (layers[1:], "11 layers; the host has 12"),
             ([(5, 5, True), *layers[1:]], "a layer at bytes 5 to 5; the map has"),
             ([(-1, 5, True), *layers[1:]], "a layer at bytes -1 to 5"),
             ([(0, 2**40, True), *layers[1:]], "a layer at bytes 0 to"),

@@ -2,7 +2,8 @@
 
 Run it as `python3 tools/build_wheel.py`; both files come into dist/. The compiler is clang with
 libc++ from the `ziglang` package, which links against any glibc; auditwheel tags and strips the
-wheel, and `tools/check_wheel.py` reads it. A wheel is for the Python that runs this. No other
+wheel, and `tools/check_wheel.py` reads it. A wheel is for the Python that runs this. Where nvcc 13
+is, the wheel gets the library of CUDA kernels, for whose host code nvcc needs g++; no other
 compiler is needed, but the binutils are.
 """
 
@@ -13,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -35,22 +37,25 @@ PYTHON = _ENVIRONMENT / "bin" / "python"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=own_venv.ROOT / "dist", help="default: dist/")
-    out = parser.parse_args().out.resolve()
-    return build(out)
+    parser.add_argument("--without-cuda", action="store_true", help="leave the CUDA kernels out")
+    arguments = parser.parse_args()
+    return build(arguments.out.resolve(), without_cuda=arguments.without_cuda)
 
 
-def build(out: Path) -> int:
+def build(out: Path, *, without_cuda: bool = False) -> int:
     """Build sdist and wheel into a folder, alone there, and check them; return an exit code."""
     if missing := [name for name in ("objdump", "readelf", "strip") if not shutil.which(name)]:
         print(f"missing: {', '.join(missing)}; on Debian: apt install binutils", file=sys.stderr)
         return 1
+    reason = "--without-cuda" if without_cuda else cuda_missing()
+    print(f"without CUDA kernels: {reason}" if reason else "with CUDA kernels", flush=True)
     if failed := ensure_tools():
         return failed
     raw = BUILD / "raw"
     for folder in (raw, out):
         for old in [*folder.glob("llama2q-*.whl"), *folder.glob("llama2q-*.tar.gz")]:
             old.unlink()
-    if failed := _build_raw(raw):
+    if failed := _build_raw(raw, with_cuda=reason is None):
         return failed
     (sdist,), (raw_wheel,) = raw.glob("*.tar.gz"), raw.glob("*.whl")
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,17 @@ def build(out: Path) -> int:
     code = check_wheel.report(sdist, check_wheel.sdist_faults)
     code = check_wheel.report(raw_wheel, check_wheel.instruction_faults) or code
     code = _repair(raw_wheel, out) or code
+    if code == 0 and check_wheel.has_cuda(wheel_in(out)) != (reason is None):
+        print(f"{check_wheel.CUDA_LIBRARY}: {'missing' if reason is None else 'there'}")
+        return 1
     return code or check_wheel.report(wheel_in(out), check_wheel.faults_of)
+
+
+def cuda_missing() -> str | None:
+    """Return why a wheel built here has no CUDA kernels; None if it has them."""
+    if missing := native_build.nvcc_missing():
+        return missing
+    return None if shutil.which("g++") else "nvcc needs g++, which is not on the PATH"
 
 
 def wheel_in(folder: Path) -> Path:
@@ -100,14 +115,29 @@ def tools_environment() -> Mapping[str, str]:
     return {**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
-def _build_raw(folder: Path) -> int:
+def _build_raw(folder: Path, *, with_cuda: bool) -> int:
     """Build the sdist and from it a wheel with all symbols, tagged for this machine."""
     n_jobs = str(len(os.sched_getaffinity(0)))
+    defines = {"LLAMA2Q_WERROR": "ON"}
+    if with_cuda:
+        # Any that offers what the objects need will do: check_wheel reads which versions that are.
+        libraries = [
+            subprocess.run(
+                ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for name in ("libstdc++.so.6", "libgcc_s.so.1")
+        ]
+        defines |= {
+            "LLAMA2Q_CUDA": "ON",
+            "CMAKE_CUDA_HOST_COMPILER": "g++",
+            "LLAMA2Q_CUDA_HOST_LIBRARIES": ";".join(libraries),
+        }
     # Without --sdist or --wheel, `build` makes the wheel from the sdist.
     return native_build.run(
         [
             *(PYTHON, "-m", "build", "--no-isolation", "--outdir", folder),
-            *("-Cinstall.strip=false", "-Ccmake.args=-DLLAMA2Q_WERROR=ON", own_venv.ROOT),
+            *(f"-Ccmake.define.{name}={value}" for name, value in defines.items()),
+            *("-Cinstall.strip=false", own_venv.ROOT),
         ],
         {**tools_environment(), "CXX": str(_compiler()), "CMAKE_BUILD_PARALLEL_LEVEL": n_jobs},
     )

@@ -2,8 +2,9 @@
 
 A wheel must be small, stripped, tagged for glibc 2.28 or older and need no newer symbol of it
 (auditwheel passes over a symbol without a version: one that the tagged glibc does not have); its
-extension shows other libraries its init function alone. A wheel that still has its symbol table is
-disassembled: outside the units of instruction sets it holds baseline x86-64 alone.
+extension shows other libraries its init function alone. The library of CUDA kernels, if it has
+one, shows its table alone and holds machine code for every architecture. A wheel that still has its
+symbol table is disassembled: outside the units of instruction sets it holds baseline x86-64 alone.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ import tarfile
 import tempfile
 import zipfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
+import check_cuda
+import fat_binary
+
 MAX_BYTES = 5_000_000
+MAX_BYTES_WITH_CUDA = 40_000_000
 NEWEST_GLIBC = (2, 28)
+NEWEST = {"GLIBC": NEWEST_GLIBC, "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+"""Versions of symbols that a system of manylinux_2_28 has: those of glibc 2.28 and GCC 8."""
 SYSTEM_LIBRARIES = {
     *("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "librt.so.1"),
     "ld-linux-x86-64.so.2",
 }
+CUDA_LIBRARY = "llama2q/libllama2q_cuda.so"
+CUDA_NEEDS = SYSTEM_LIBRARIES | {"libstdc++.so.6", "libgcc_s.so.1"}
+"""Libraries that the library of CUDA kernels may need: nvcc compiles for GCC's C++ library."""
+CUDA_SYMBOL = "llama2q_device_table"
 REQUIRED = (
     *("llama2q/py.typed", "llama2q/_core.pyi", "llama2q/FORMAT.md"),
     *("llama2q/calibrate/calibration.txt", "llama2q/calibrate/README.md"),
@@ -53,7 +64,7 @@ _INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t(?:(?:rep|repz|repnz|lock|data16|bn
 _SYMBOL = re.compile(
     r"^ *\d+: +([0-9a-f]+) +(\d+|0x[0-9a-f]+) +(\w+) +(\w+) +\w+ +(\w+)(?: +(\S+))?"
 )
-_VERSION = re.compile(r"GLIBC_(\d+)\.(\d+)")
+_VERSION = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)")
 
 
 def main() -> int:
@@ -75,27 +86,64 @@ def report(wheel: Path, check: Callable[[Path], list[str]]) -> int:
 def faults_of(wheel: Path) -> list[str]:
     """Return what is wrong with a finished wheel, a sentence each."""
     faults = tag_faults(wheel.name)
-    if wheel.stat().st_size > MAX_BYTES:
-        faults.append(f"{wheel.stat().st_size} bytes; at most {MAX_BYTES} were expected")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+    most = MAX_BYTES_WITH_CUDA if CUDA_LIBRARY in names else MAX_BYTES
+    if wheel.stat().st_size > most:
+        faults.append(f"{wheel.stat().st_size} bytes; at most {most} were expected")
     faults += [f"{name} is missing" for name in REQUIRED if name not in names]
     if not any(name.endswith("/LICENSE") for name in names):
         faults.append("the licence is missing")
-    libraries = [name for name in names if ".so" in Path(name).suffixes]
+    libraries = [name for name in names if ".so" in Path(name).suffixes and name != CUDA_LIBRARY]
     if len(libraries) != 1:
         return [*faults, f"shared libraries {libraries}; expected the extension alone"]
     with tempfile.TemporaryDirectory() as folder:
-        extension = _extracted(wheel, Path(folder))
-        sections = _readelf("--section-headers", extension)
-        faults += [
-            f"not stripped: it has a section {name}"
-            for name in (".symtab", ".debug_info")
-            if re.search(rf"\s{re.escape(name)}\s", sections)
-        ]
+        faults += _stripped_faults(extension := _extracted(wheel, Path(folder), libraries[0]))
         faults += library_faults(_readelf("--dynamic", extension))
         faults += symbol_faults(_readelf("--dyn-syms", extension))
+        if CUDA_LIBRARY in names:
+            faults += cuda_faults(_extracted(wheel, Path(folder), CUDA_LIBRARY))
     return faults
+
+
+def cuda_faults(library: Path) -> list[str]:
+    """Return what is wrong with a library of CUDA kernels, a sentence each."""
+    faults = _stripped_faults(library)
+    faults += library_faults(_readelf("--dynamic", library), CUDA_NEEDS)
+    faults += symbol_faults(_readelf("--dyn-syms", library), CUDA_SYMBOL)
+    try:
+        entries = fat_binary.read(library)
+    except ValueError as error:
+        return [*faults, str(error)]
+    expected = {
+        "elf": set(check_cuda.ARCHITECTURES),
+        "ptx": {max(check_cuda.ARCHITECTURES)},
+    }
+    for kind, architectures in expected.items():
+        n_bytes = {entry.architecture: 0 for entry in entries if entry.kind == kind}
+        for entry in entries:
+            if entry.kind == kind:
+                n_bytes[entry.architecture] += entry.n_bytes
+        sizes = ", ".join(f"{name}: {n_bytes[name]}" for name in sorted(n_bytes))
+        print(f"{library.name}: {kind} bytes for {sizes}")
+        if set(n_bytes) != architectures:
+            faults.append(f"has {kind} for {sorted(n_bytes)}; expected {sorted(architectures)}")
+    return faults
+
+
+def has_cuda(wheel: Path) -> bool:
+    """Whether a wheel holds the library of CUDA kernels."""
+    with zipfile.ZipFile(wheel) as archive:
+        return CUDA_LIBRARY in archive.namelist()
+
+
+def _stripped_faults(library: Path) -> list[str]:
+    sections = _readelf("--section-headers", library)
+    return [
+        f"not stripped: {library.name} has a section {name}"
+        for name in (".symtab", ".debug_info")
+        if re.search(rf"\s{re.escape(name)}\s", sections)
+    ]
 
 
 def sdist_faults(sdist: Path) -> list[str]:
@@ -123,27 +171,35 @@ def tag_faults(name: str) -> list[str]:
     return faults
 
 
-def library_faults(dynamic: str) -> list[str]:
+def library_faults(dynamic: str, allowed: Set[str] = SYSTEM_LIBRARIES) -> list[str]:
     """Return what is wrong with the libraries in `readelf --dynamic`'s output."""
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
-    faults = [f"needs {name}, which is no system library" for name in needed - SYSTEM_LIBRARIES]
+    faults = [f"needs {name}, which is no system library" for name in needed - allowed]
     if re.search(r"\((?:RPATH|RUNPATH)\)", dynamic):
         faults.append("has a search path for libraries of its own")
     return sorted(faults)
 
 
-def symbol_faults(dynamic_symbols: str) -> list[str]:
-    """Return what is wrong with the symbols in `readelf --dyn-syms`'s output."""
+def symbol_faults(dynamic_symbols: str, shown: str = "PyInit__core") -> list[str]:
+    """Return what is wrong with the symbols in `readelf --dyn-syms`'s output.
+
+    Parameters
+    ----------
+    dynamic_symbols : str
+    shown : str
+        The symbol that other libraries may see.
+    """
     faults = []
     for _, _, kind, binding, section, name in _symbols(dynamic_symbols):
         if not name or kind == "SECTION":
             continue
         if section != "UND":
-            if name != "PyInit__core":
+            if name != shown:
                 faults.append(f"other libraries see its symbol {name}")
         elif (version := _VERSION.search(name)) is not None:
-            if (int(version[1]), int(version[2])) > NEWEST_GLIBC:
-                faults.append(f"needs {name}; glibc 2.28 or older was expected")
+            if tuple(int(part) for part in version[2].split(".")) > NEWEST[version[1]]:
+                newest = ".".join(map(str, NEWEST[version[1]]))
+                faults.append(f"needs {name}; {version[1]} {newest} or older was expected")
         elif binding != "WEAK" and not name.startswith(("Py", "_Py")):
             faults.append(f"needs {name}, which the glibc it was linked for does not have")
     return faults
@@ -152,7 +208,9 @@ def symbol_faults(dynamic_symbols: str) -> list[str]:
 def instruction_faults(wheel: Path) -> list[str]:
     """Return the functions beyond baseline x86-64 outside the ISA units; needs its symbols."""
     with tempfile.TemporaryDirectory() as folder:
-        extension = _extracted(wheel, Path(folder))
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (n for n in archive.namelist() if re.match(r"llama2q/_core\..*\.so$", n))
+        extension = _extracted(wheel, Path(folder), name)
         symbols = _readelf("--syms", extension)
         if "'.symtab'" not in symbols:
             return ["it has no symbol table, by which to tell the units apart"]
@@ -217,13 +275,8 @@ def _symbols(table: str) -> Iterator[tuple[int, int, str, str, str, str]]:
             yield int(address, 16), int(size, 0), kind, binding, section, name or ""
 
 
-def _extracted(wheel: Path, folder: Path) -> Path:
+def _extracted(wheel: Path, folder: Path, name: str) -> Path:
     with zipfile.ZipFile(wheel) as archive:
-        (name,) = (
-            name
-            for name in archive.namelist()
-            if name.startswith("llama2q/_core.") and name.endswith(".so")
-        )
         return Path(archive.extract(name, folder))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ BIN = own_venv.PYTHON.parent
 CLANG_PACKAGES = "clang-19 libclang-rt-19-dev libc++-19-dev libc++abi-19-dev"
 """Debian's names of what the checks with clang need."""
 _OLDEST_CLANG = 16
+_OLDEST_NVCC = 13
 
 
 def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> int:
@@ -24,7 +27,7 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
     ).returncode
 
 
-def build(folder: Path, *options: str) -> int:
+def build(folder: Path, *options: str, target: str = "all") -> int:
     """Configure and build the project with these CMake options; return the exit code."""
     cmake_dir = subprocess.run(
         [str(own_venv.PYTHON), "-m", "pybind11", "--cmakedir"],
@@ -40,7 +43,7 @@ def build(folder: Path, *options: str) -> int:
             f"-Dpybind11_DIR={cmake_dir}",
             *options,
         ]
-    ) or run([BIN / "cmake", "--build", folder])
+    ) or run([BIN / "cmake", "--build", folder, "--target", target])
 
 
 def avxvnni_options() -> tuple[str, ...]:
@@ -64,8 +67,25 @@ def package_of(folder: Path) -> Path:
         ignore=shutil.ignore_patterns("*.so", "__pycache__"),
     )
     (extension,) = folder.glob("_core*.so")
-    shutil.copy2(extension, target / "llama2q")
+    for library in (extension, *folder.glob("tests/cuda/libllama2q_*.so")):
+        shutil.copy2(library, target / "llama2q")
     return target
+
+
+def nvcc_missing() -> str | None:
+    """Return why CUDA kernels cannot be compiled; None if nvcc is there and new enough."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if nvcc is None:
+        return "nvcc is not on the PATH"
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"nvcc does not run ({error})"
+    found = re.search(r"release (\d+)\.(\d+)", said.stdout)
+    if found is None or int(found[1]) < _OLDEST_NVCC:
+        version = found[0] if found else "of an unknown release"
+        return f"nvcc {version} is too old; {_OLDEST_NVCC} or newer is needed"
+    return None
 
 
 def find_clang() -> str | None:

@@ -15,7 +15,12 @@ import own_venv
 BUILD = own_venv.ROOT / "build"
 
 _SUBJECTS = {
-    "address,undefined": ("tests/kernels", "tests/engine", "tests/quant", "tests/bindings"),
+    "address,undefined": (
+        *("tests/kernels", "tests/engine", "tests/quant", "tests/bindings"),
+        # With sanitizers in the libraries that stand in for CUDA's, too. The kernels' own checks
+        # are programs with sanitizers, which pytest builds: tests marked slow.
+        "tests/cuda/test_stand_in.py",
+    ),
     "thread": (
         "tests/engine/test_concurrent_steps.py",
         "tests/engine/test_bitwise.py",
@@ -100,6 +105,7 @@ def sanitized(kind: str) -> int:
         folder,
         "-DCMAKE_CXX_COMPILER=g++",
         f"-DLLAMA2Q_SANITIZE={kind}",
+        f"-DLLAMA2Q_TEST_LIBRARIES={'OFF' if kind == 'thread' else 'ON'}",
         *native_build.avxvnni_options(),
         "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
     )

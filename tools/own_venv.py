@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
@@ -18,6 +19,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 _STAMP = VENV / "llama2q-installed.json"
 _BUILD_PROGRAMS = ("cmake>=3.18", "ninja")
 _SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "csrc", "src")
+_TEST_LIBRARIES = ("tests/cuda",)
 
 
 def is_inside() -> bool:
@@ -25,7 +27,7 @@ def is_inside() -> bool:
     return Path(sys.prefix).resolve() == VENV
 
 
-def ensure(*, extras: Sequence[str] = ()) -> None:
+def ensure(*, extras: Sequence[str] = (), test_libraries: bool = False) -> None:
     """Make the environment and install the project, if it is not there or has changed.
 
     What builds the project is installed too, so that only changed C++ files are compiled again.
@@ -34,6 +36,9 @@ def ensure(*, extras: Sequence[str] = ()) -> None:
     ----------
     extras : sequence of str
         Optional dependencies of the project.
+    test_libraries : bool
+        Put the libraries that stand in for CUDA's beside the package, for tests. An installation
+        that has them does for callers that do not ask.
 
     Raises
     ------
@@ -42,16 +47,26 @@ def ensure(*, extras: Sequence[str] = ()) -> None:
     """
     if not _works():
         _create()
-    sources = _hash_of_sources()
-    if _is_installed(sources, extras):
+    stamp = {
+        "sources": _hash_of(_SOURCES),
+        "extras": list(extras),
+        "test_libraries": _hash_of(_TEST_LIBRARIES) if test_libraries else None,
+    }
+    if _is_installed(stamp):
         return
     _STAMP.unlink(missing_ok=True)
     project = str(ROOT) + (f"[{','.join(extras)}]" if extras else "")
-    print("installing llama2q into .venv (compiles the C++ core: a minute or two)", flush=True)
+    what = "the C++ core and the tests' libraries" if test_libraries else "the C++ core"
+    print(f"installing llama2q into .venv (compiles {what}: some minutes)", flush=True)
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     _pip_install(*pyproject["build-system"]["requires"], *_BUILD_PROGRAMS)
-    _pip_install("--no-build-isolation", project)
-    stamp = {"sources": sources, "extras": list(extras)}
+    # A build folder of its own: what CMake was told once, it is told again in later builds there.
+    settings = (
+        "build-dir=build/tests-{wheel_tag}",
+        "cmake.define.LLAMA2Q_TEST_LIBRARIES=ON",
+    )
+    options = [f"--config-settings={setting}" for setting in settings if test_libraries]
+    _pip_install("--no-build-isolation", *options, project)
     _STAMP.write_text(json.dumps(stamp), encoding="utf-8")
 
 
@@ -109,27 +124,35 @@ def _run(command: Sequence[str], hint: str) -> None:
         raise SystemExit(hint)
 
 
-def _is_installed(sources: str, extras: Sequence[str]) -> bool:
-    """Whether these sources are installed, with at least these extras."""
+def _is_installed(wanted: Mapping[str, Any]) -> bool:
+    """Whether these sources are installed, with at least these extras and libraries."""
     try:
         stamp = json.loads(_STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(stamp["sources"] == sources and set(extras) <= set(stamp["extras"]))
+    return bool(
+        stamp["sources"] == wanted["sources"]
+        and set(wanted["extras"]) <= set(stamp["extras"])
+        and wanted["test_libraries"] in (None, stamp.get("test_libraries"))
+    )
 
 
-def _hash_of_sources() -> str:
+def _hash_of(names: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for path in _files(ROOT / name for name in _SOURCES):
+    for path in _files(ROOT / name for name in names):
         digest.update(f"{path.relative_to(ROOT).as_posix()}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _files(roots: Iterable[Path]) -> list[Path]:
-    """List all files below the roots, without compiled Python."""
+    """List all files below the roots, without compiled Python and without tests."""
     found: list[Path] = []
     for root in roots:
         found += [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
         found += [root] if root.is_file() else []
-    return sorted(path for path in found if path.suffix not in (".pyc", ".so"))
+    return sorted(
+        path
+        for path in found
+        if path.suffix not in (".pyc", ".so") and not path.name.startswith("test_")
+    )

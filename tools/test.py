@@ -1,9 +1,10 @@
 """Runs every check of the project: style, types, warnings, tests.
 
 Run it as `python3 tools/test.py`; `--all` also runs the tests that are marked slow, a second
-compiler, the sanitizers, cross builds for macOS and Windows, and Windows programs under wine. It
-needs Python 3.11 or newer and a C++20 compiler (`--all`: g++, a recent clang with libc++, and
-wine64), and fails if any check fails.
+compiler, the sanitizers, the CUDA kernels of every architecture, cross builds for macOS and
+Windows, and Windows programs under wine. It needs Python 3.11 or newer and a C++20 compiler
+(`--all`: g++, a recent clang with libc++, and wine64), and fails if any check fails. Without nvcc
+it leaves the CUDA kernels out and says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import check_cuda
 import cross_checks
 import native_build
 import native_checks
@@ -25,6 +27,7 @@ import wheel_checks
 ROOT = own_venv.ROOT
 BIN = own_venv.PYTHON.parent
 WERROR_BUILD = ROOT / "build" / "werror"
+CUDA_STEP = "CUDA kernels within their budget"
 NO_TESTS = 5
 """pytest's exit code when it finds none."""
 
@@ -33,7 +36,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
     run_all = bool(parser.parse_args().all)
-    own_venv.ensure(extras=("test", "cross") if run_all else ("test",))
+    own_venv.ensure(
+        extras=("test", "cross") if run_all else ("test",), test_libraries=sys.platform == "linux"
+    )
     steps: list[tuple[str, Callable[[], int]]] = [
         ("ruff check", lambda: tool("ruff", "check", ".")),
         ("ruff format", lambda: tool("ruff", "format", "--check", ".")),
@@ -43,6 +48,10 @@ def main() -> int:
         ("ISA units leak nothing", isa_units),
         ("pytest", lambda: pytest(run_all)),
     ]
+    no_cuda = native_build.nvcc_missing()
+    architectures = check_cuda.ARCHITECTURES if run_all else check_cuda.FEW
+    if no_cuda is None:
+        steps.append((CUDA_STEP, lambda: check_cuda.check(architectures)))
     slow_steps = [*native_checks.steps(), *cross_checks.steps(), *wheel_checks.steps()]
     if run_all:
         steps += slow_steps
@@ -59,7 +68,12 @@ def main() -> int:
     print("\n== summary")
     for name, code, seconds in results:
         print(f"{'ok' if code == 0 else 'FAILED':<7} {name} ({seconds:.0f} s)")
+    if no_cuda is not None:
+        print(f"left out, also by --all: {CUDA_STEP}: {no_cuda}")
     if not run_all:
+        if no_cuda is None:
+            names = ", ".join(f"sm_{a}" for a in check_cuda.ARCHITECTURES if a not in architectures)
+            print(f"left out, run by --all: {CUDA_STEP} on {names}")
         for name, _ in slow_steps:
             print(f"left out, run by --all: {name}")
         print_left_out()

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import build_wheel
+import check_cuda
+import check_wheel
 import native_build
 import own_venv
 
@@ -106,10 +108,12 @@ def fresh() -> int:
     )
     if failed:
         return failed
+    targets = [f"sm_{architecture}" for architecture in check_cuda.ARCHITECTURES]
+    targets = targets if check_wheel.has_cuda(wheel) else []
     install: list[str | Path] = [FRESH_PYTHON, *pip, "install", "--no-index", "--find-links"]
     return (
         _alone([*install, WHEELHOUSE, wheel, *_TEST_NEEDS])
-        or _alone([FRESH_PYTHON, "-c", _ALONE, json.dumps(EVERY_ISA)])
+        or _alone([FRESH_PYTHON, "-c", _ALONE, json.dumps([EVERY_ISA, targets])])
         or _alone(
             [
                 *(FRESH_PYTHON, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"),
@@ -122,12 +126,18 @@ def fresh() -> int:
 _ALONE = """\
 import json, shutil, socket, sys
 import llama2q
-from llama2q import _core
+from llama2q import _core, devices
 compilers = [n for n in ("c++", "g++", "gcc", "cc", "clang++", "clang", "zig") if shutil.which(n)]
 assert not compilers, f"on the PATH: {compilers}"
 assert [name for _, name in socket.if_nameindex()] == ["lo"], socket.if_nameindex()
 assert llama2q.__file__.startswith(sys.prefix), llama2q.__file__
-assert _core.compiled_isas() == json.loads(sys.argv[1]), _core.compiled_isas()
+isas, targets = json.loads(sys.argv[1])
+assert _core.compiled_isas() == isas, _core.compiled_isas()
+if targets:
+    assert devices.library().targets.split() == targets, devices.library().targets
+    print("CUDA kernels for", *targets)
+else:
+    print("no CUDA kernels in this wheel")
 print(llama2q.__file__, _core.COMPILER, *_core.compiled_isas())
 """
 

@@ -11,6 +11,7 @@
 #include "bindings/bind.h"
 #include "bindings/config.h"
 #include "bindings/devices.h"
+#include "bindings/layers.h"
 #include "bindings/signals.h"
 #include "bindings/weights.h"
 #include "model/forward.h"
@@ -46,13 +47,15 @@ class PyModel {
     shape.check();
     Weights weights{.tok_embeddings = embedding.view,
                     .layers = {},
-                    .norm = vector(norm, "norm", shape.dim),
+                    .norm = kept_vector(norm, "norm", shape.dim, kept_),
                     .output = output.view,
                     .inv_freq = {}};
-    keep(embedding.codes, embedding.scales);
-    keep(output.codes, output.scales);
+    for (const py::array* array :
+         {&embedding.codes, &embedding.scales, &output.codes, &output.scales}) {
+      kept_.append(*array);
+    }
     for (const py::handle& layer : layers) {
-      weights.layers.push_back(layer_of(layer, std::ssize(weights.layers), shape));
+      weights.layers.push_back(layer_of(layer, std::ssize(weights.layers), shape, kept_));
     }
     check_array(inv_freq, "inv_freq", "float64", {shape.head_dim() / 2});
     weights.inv_freq.assign(data_of<double>(inv_freq), data_of<double>(inv_freq) + inv_freq.size());
@@ -220,51 +223,6 @@ class PyModel {
 
  private:
   int64_t dim() const { return forward_->config().dim; }
-
-  void keep(const py::array& codes, const py::array& scales) {
-    kept_.append(codes);
-    kept_.append(scales);
-  }
-
-  const float* vector(const py::array& array, const char* name, int64_t size) {
-    check_array(array, name, "float32", {size});
-    kept_.append(array);
-    return data_of<float>(array);
-  }
-
-  LayerView layer_of(const py::handle& values, int64_t index, const Config& config) {
-    require(py::isinstance<py::dict>(values),
-            std::string("a layer is a ") + Py_TYPE(values.ptr())->tp_name + "; expected a dict");
-    const auto get = [&](const char* key) {
-      require(values.contains(key), std::string("a layer lacks \"") + key + "\"");
-      return py::object(values[key]);
-    };
-    const auto refuse = [](const py::object& value, const char* key, const char* expected) {
-      throw InvalidArgument(std::string("a layer's \"") + key + "\" is a " +
-                            Py_TYPE(value.ptr())->tp_name + "; expected " + expected);
-    };
-    const auto matrix = [&](const char* key) {
-      const py::object held = get(key);
-      if (!py::isinstance<PyMatrix>(held)) refuse(held, key, "a Matrix");
-      const auto& value = held.cast<const PyMatrix&>();
-      keep(value.codes, value.scales);
-      return value.view;
-    };
-    const auto norm = [&](const char* key) {
-      const py::object held = get(key);
-      if (!py::isinstance<py::array>(held)) refuse(held, key, "an array");
-      return vector(py::reinterpret_borrow<py::array>(held), key, config.dim);
-    };
-    return {.index = index,
-            .attention_norm = norm("attention_norm"),
-            .wq = matrix("wq"),
-            .wk = matrix("wk"),
-            .wv = matrix("wv"),
-            .wo = matrix("wo"),
-            .ffn_norm = norm("ffn_norm"),
-            .w1_w3 = matrix("w1_w3"),
-            .w2 = matrix("w2")};
-  }
 
   static StepArgs step_args(const py::array& token_ids, const py::array& positions,
                             const py::array& sequence_of_token, const py::array& block_tables) {

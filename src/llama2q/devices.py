@@ -264,7 +264,7 @@ def find() -> list[Device]:
     if sys.platform != "linux":
         raise DeviceError("CUDA is supported on Linux alone")
     kernels = library()
-    if LIBRARY_VARIABLE not in os.environ:
+    if not os.environ.get(LIBRARY_VARIABLE):
         _require_new(driver())
     found = [_device(index, kernels.describe(index)) for index in range(kernels.n_devices)]
     if not found:

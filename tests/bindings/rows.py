@@ -119,6 +119,19 @@ ROWS: dict[str, Row] = {
         ],
         free={**FREE_STEP, "output_rows": (0,)},
     ),
+    "Model.step_largest": Row(
+        op("step_largest"),
+        with_batch(
+            token_ids=lambda: ints([5, 6, 7, 8, 9]), output_rows=lambda: ints([2, 4]), k=lambda: 3
+        ),
+        values=[
+            *TOKENS,
+            *BATCH_VALUES,
+            *(("output_rows", ints(rows)) for rows in ([4, 2], [2, 2], [-1, 2], [2, 5], [BIG])),
+            *(("k", k) for k in (0, -1, 65, 2**40)),
+        ],
+        free={**FREE_STEP, "output_rows": (0,)},
+    ),
     "Model.copy_blocks": Row(
         op("copy_blocks"),
         made(source=ints([0, 1]), destination=ints([2, 3])),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from teeth.arm import ARM_FAULTS
 from teeth.attention import ATTENTION, ATTENTION_FAULTS
 from teeth.calibrate import CALIBRATE_FAULTS
+from teeth.cuda import CUDA_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
 
@@ -360,8 +361,8 @@ NATIVE = (
     ),
     fault(
         "V left out of a copied block",
-        "csrc/model/kv_cache.cpp",
-        "      copy(layer.v, block_bytes_);\n",
+        "csrc/backend/cpu_memory.cpp",
+        "      copy(layer.v, bytes, i);\n",
         "",
         f"{CHECKS}::test_copy_blocks_copies_k_and_v",
     ),
@@ -375,8 +376,9 @@ NATIVE = (
     fault(
         "second pass over the layers starts at the first token",
         "csrc/model/forward.cpp",
-        "embed(args.token_ids + begin, n, x);",
-        "embed(args.token_ids, n, x);",
+        ".token_ids = args.token_ids + begin,",
+        ".token_ids = args.token_ids,",
         f"{BITWISE}::test_longer_than_the_work_space",
     ),
+    *CUDA_FAULTS,
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 COPIED = ("src", "csrc", "tests", "tools", "CMakeLists.txt", "pyproject.toml", "README.md",
           "LICENSE")  # fmt: skip
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", ".hypothesis")
+LIBRARIES = "libllama2q_*.so"
 LIMIT_S = 500
 
 
@@ -66,7 +67,9 @@ class Workbench:
     def _borrow(self) -> None:
         from llama2q import _core
 
-        shutil.copy2(str(_core.__file__), self._package())
+        extension = Path(_core.__file__)
+        for library in (extension, *extension.parent.glob(LIBRARIES)):
+            shutil.copy2(library, self._package())
 
     def _configure(self, isas: Sequence[str]) -> None:
         import pybind11
@@ -75,17 +78,19 @@ class Workbench:
             "cmake", "-S", self.root, "-B", self._build, "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DLLAMA2Q_ISAS={';'.join(isas)}",
+            f"-DLLAMA2Q_TEST_LIBRARIES={'ON' if sys.platform == 'linux' else 'OFF'}",
         )  # fmt: skip
 
     def build(self) -> None:
-        """Build the extension and put it into the copy's package."""
+        """Build the extension and the tests' libraries, and put them into the copy's package."""
         if self._build is None:
             return
         self._run("cmake", "--build", self._build, "--parallel", "2")
         (extension,) = self._build.glob("**/_core*.so")
-        target = self._package() / extension.name
-        target.unlink(missing_ok=True)
-        shutil.copy2(extension, target)
+        for library in (extension, *self._build.glob(f"**/{LIBRARIES}")):
+            target = self._package() / library.name
+            target.unlink(missing_ok=True)
+            shutil.copy2(library, target)
 
     def _run(self, *command: str | Path | None) -> None:
         done = subprocess.run(

@@ -16,9 +16,11 @@
 #include "base/os/cpus.h"
 #include "base/os/file_pages.h"
 #include "base/os/forks.h"
+#include "base/os/library.h"
 #include "base/os/memory.h"
 #include "mapped.h"
 #include "model/read_ahead.h"
+#include "system_library.h"
 
 namespace llama2q {
 namespace {
@@ -78,6 +80,21 @@ void check_file(const std::string& folder) {
   expect(said == Mapped::expected_replacement(), "that is not what is expected");
 }
 
+void check_library() {
+  const SystemLibrary known = system_library();
+  const Library library(known.path);
+  expect(library.symbol(known.function) != nullptr, "a library lacks its function");
+  expect(library.symbol("llama2q_nothing") == nullptr, "a library has what it has not");
+  std::string said;
+  try {
+    const Library missing("no-such-library-\xc3\xa4");
+  } catch (const std::runtime_error& error) {
+    said = error.what();
+  }
+  expect(said.find("no-such-library-\xc3\xa4") != std::string::npos, "not named: " + said);
+  std::printf("library: loaded, asked; one that is missing is named\n");
+}
+
 // Many short jobs, with pauses in which the workers park, and more threads than processors.
 void check_pool(int n_threads) {
   ThreadPool pool(n_threads);
@@ -123,6 +140,7 @@ int main(int n_arguments, char** arguments) {
     expect(n_arguments == 2, "usage: os_services FOLDER");
     check_memory();
     check_file(arguments[1]);
+    check_library();
     for (const int n_threads : {1, 2, usable_cpus(), usable_cpus() + 3}) check_pool(n_threads);
     check_cpus();
     for (const int n_threads : {1, 3}) check_pool(n_threads);

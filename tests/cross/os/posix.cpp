@@ -8,12 +8,21 @@
 
 #include "affinity.h"
 #include "mapped.h"
+#include "system_library.h"
 
 #if defined(__linux__)
 #include <sched.h>
 #endif
 
 namespace llama2q {
+
+SystemLibrary system_library() {
+#if defined(__APPLE__)
+  return {"/usr/lib/libSystem.B.dylib", "cos"};
+#else
+  return {"libm.so.6", "cos"};
+#endif
+}
 
 bool bind_to_one_cpu() {
 #if defined(__linux__)

@@ -6,8 +6,11 @@
 
 #include "affinity.h"
 #include "mapped.h"
+#include "system_library.h"
 
 namespace llama2q {
+
+SystemLibrary system_library() { return {"kernel32.dll", "GetTickCount64"}; }
 
 bool bind_to_one_cpu() {
   DWORD_PTR process = 0, system = 0;

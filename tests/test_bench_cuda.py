@@ -274,3 +274,13 @@ def test_programs_compile_for_a_device(source: str, tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_rows_of_llama_cpp(context: Context) -> None:
+    file = {"shape": "7b", "layers": 32}
+    values = {"n_prompt": 0, "n_gen": 32, "n_depth": 1024, "avg_ts": 250.5, "stddev_ts": 0.1}
+    for line in (json.dumps(values), f"I {json.dumps({**values, 'n_prompt': 512, 'n_gen': 0})}"):
+        cuda_bench_peer._take_bench(context, file, line)
+    cuda_bench_peer._take_bench(context, file, "no row {")
+    kinds = [(row["kind"], row["tokens"], row["depth"]) for row in context.recorder.of("peer")]
+    assert kinds == [("decode", 32, 1024), ("prefill", 512, 1024)]

@@ -45,6 +45,7 @@ PARTS = (
     Part("c", "check", 45, 90, cuda_bench_checks.check, ("package",)),
     Part("d", "limits", 12, 40, cuda_bench_measure.limits, ("programs",)),
     Part("e", "kernels", 75, 120, cuda_bench_measure.kernels, ("programs",)),
+    Part("w", "wait", 10, 150, cuda_bench_measure.wait),
     Part("f", "speed", 90, 150, cuda_bench_measure.speed, ("package",)),
     Part("g", "split", 110, 180, cuda_bench_measure.split, ("package",)),
     Part("h", "llama.cpp", 60, 240, cuda_bench_peer.peer, ("package",)),

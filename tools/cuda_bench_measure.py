@@ -145,11 +145,15 @@ def _context_of(context: Context) -> int:
     return 128 if context.settings.dry else N_CTX
 
 
+def wait(context: Context) -> None:
+    """Wait for what runs beside: whole models need the host, too."""
+    for name in context.background:
+        context.wait(name, context.part_left())
+
+
 def speed(context: Context) -> None:
     """Measure tokens a second of whole models on the device."""
     dry, shapes = context.settings.dry, context.settings.shapes
-    for name in context.background:
-        context.wait(name, context.part_left() / 4)
     for done, shape in enumerate(shapes):
         seconds = context.part_left() / (len(shapes) - done)
         try:

@@ -135,7 +135,7 @@ def _bench(context: Context, program: Path, file: Row, seconds: float) -> None:
 
 def _take_bench(context: Context, file: Row, line: str) -> None:
     try:
-        values = json.loads(line)
+        values = json.loads(line[line.index("{") :])
         row: dict[str, Any] = {
             "shape": file["shape"],
             "layers": file["layers"],
@@ -164,7 +164,7 @@ def _batched(context: Context, program: Path, file: Row, seconds: float) -> None
 
     def take(line: str) -> None:
         try:
-            values = json.loads(line)
+            values = json.loads(line[line.index("{") :])  # a log may put something before
             row = {
                 "shape": shape,
                 "layers": file["layers"],

@@ -32,7 +32,7 @@ def start_models(context: Context) -> None:
     folder = files_folder(context)
     command: list[str | Path] = [
         *(sys.executable, MODELS, "--folder", folder),
-        *("--shapes", ",".join(settings.shapes), "--forms", ",".join(forms)),
+        *("--shapes", ",".join(settings.shapes), "--forms", ",".join(forms), "--seconds", "150"),
     ]
     context.start("models", lambda: _write_models(context, command))
 

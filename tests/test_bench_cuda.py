@@ -175,7 +175,14 @@ def measured(recorder: Recorder) -> None:
         for tokens, seconds in zip((16, 512), times, strict=True):
             row = {"kind": "prefill", "streamed": streamed, "tokens": tokens, "seconds": seconds}
             recorder.add("stream", {**common, **row, "memory": "7GB"})
-    peer = {"shape": "13b", "kind": "decode", "tokens": 32, "depth": 0, "sequences": 1}
+    peer = {
+        "shape": "13b",
+        "layers": 40,
+        "kind": "decode",
+        "tokens": 32,
+        "depth": 0,
+        "sequences": 1,
+    }
     recorder.add("peer", {**peer, "tokens_per_second": 100.0})
     kernel = {"op": "wo", "shape": "13b", "weights": "int4", "tokens": 1, "limit": "read"}
     kernel |= {"bytes": 8e6, "weight_bytes": 8e6, "ops": 3e7, "us": 4.0, "us_p10": 3.9}
@@ -267,3 +274,13 @@ def test_programs_compile_for_a_device(source: str, tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_rows_of_llama_cpp(context: Context) -> None:
+    file = {"shape": "7b", "layers": 32}
+    values = {"n_prompt": 0, "n_gen": 32, "n_depth": 1024, "avg_ts": 250.5, "stddev_ts": 0.1}
+    for line in (json.dumps(values), f"I {json.dumps({**values, 'n_prompt': 512, 'n_gen': 0})}"):
+        cuda_bench_peer._take_bench(context, file, line)
+    cuda_bench_peer._take_bench(context, file, "no row {")
+    kinds = [(row["kind"], row["tokens"], row["depth"]) for row in context.recorder.of("peer")]
+    assert kinds == [("decode", 32, 1024), ("prefill", 512, 1024)]

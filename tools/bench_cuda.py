@@ -24,9 +24,9 @@ import cuda_bench_checks
 import cuda_bench_measure
 import cuda_bench_peer
 import cuda_bench_report
-from cuda_bench_run import Context, Part, Recorder, Settings, run_part
+from cuda_bench_run import Context, Part, Recorder, Settings, run_part, stop
 
-DEADLINE = 530.0
+DEADLINE, DRY_DEADLINE = 530.0, 1e6
 SHAPES = ("7b", "13b", "70b", "tiny")
 
 
@@ -45,8 +45,9 @@ PARTS = (
     Part("c", "check", 45, 90, cuda_bench_checks.check, ("package",)),
     Part("d", "limits", 12, 40, cuda_bench_measure.limits, ("programs",)),
     Part("e", "kernels", 75, 120, cuda_bench_measure.kernels, ("programs",)),
+    Part("w", "wait", 10, 150, cuda_bench_measure.wait),
     Part("f", "speed", 90, 150, cuda_bench_measure.speed, ("package",)),
-    Part("g", "split", 110, 170, cuda_bench_measure.split, ("package",)),
+    Part("g", "split", 110, 180, cuda_bench_measure.split, ("package",)),
     Part("h", "llama.cpp", 60, 240, cuda_bench_peer.peer, ("package",)),
     Part("i", "profile", 15, 60, cuda_bench_measure.profile, ("programs",)),
     Part("s", "sanitize", 60, 120, cuda_bench_checks.sanitize, _BOTH),
@@ -72,13 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings(
         out=chosen.out,
         work=work.resolve(),
+        parts=tuple(keys),
         shapes=("tiny",) if dry else tuple(chosen.shapes.split(",")),
         dry=dry,
         built=chosen.built.resolve() if chosen.built else None,
         installed=chosen.installed,
         llama_cpp=chosen.llama_cpp.resolve() if chosen.llama_cpp else None,
         profile=chosen.profile,
-        deadline=float("inf") if dry and chosen.deadline == DEADLINE else chosen.deadline,
+        deadline=DRY_DEADLINE if dry and chosen.deadline == DEADLINE else chosen.deadline,
         commit=chosen.commit,
     )
     context = Context(settings, Recorder(settings.out))
@@ -90,12 +92,15 @@ def main(arguments: list[str] | None = None) -> int:
             run_part(context, part)
             cuda_bench_report.write(context)
     finally:
+        stop(context)
         context.recorder.log("end", f"{context.left():.0f} s left")
         if not chosen.keep:
             shutil.rmtree(cuda_bench_measure.files_folder(context), ignore_errors=True)
         context.recorder.close()
     print(cuda_bench_report.summary(context))
-    return int(any("error" in row for row in context.recorder.rows))
+    rows = context.recorder.rows
+    failed = [row for row in rows if "error" in row or row.get("outcome") in ("failed", "error")]
+    return int(bool(failed))
 
 
 def plan(parts: list[Part], *, with_peer: bool) -> str:

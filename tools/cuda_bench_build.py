@@ -42,7 +42,8 @@ def query(*fields: str) -> list[str]:
 
 def facts(context: Context) -> None:
     """Record what a reader needs to judge the figures."""
-    values = dict(zip(_FIELDS, query(*_FIELDS), strict=False))
+    asked: tuple[str, ...] = next((f for f in (_FIELDS, _FIELDS[:4]) if query(*f)), ())
+    values = dict(zip(asked, query(*asked), strict=True)) if asked else {}
     memory = dict(
         line.split(":", 1)
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -56,14 +57,15 @@ def facts(context: Context) -> None:
     compiler = context.run("nvcc", ["nvcc", "--version"], 20)
     commit = context.settings.commit
     if not commit:
-        asked = context.run("git", ["git", "describe", "--always", "--dirty"], 20)
-        commit = "unknown" if asked.failed else asked.output.strip()
+        told = context.run("git", ["git", "describe", "--always", "--dirty"], 20)
+        commit = "unknown" if told.failed else told.output.strip()
     context.recorder.add(
         "facts",
         {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "commit": commit,
-            "device": values or "none: the emulation",
+            "dry": context.settings.dry,
+            "device": values or "none",
             "CPU": f"{cpu[0] if cpu else platform.processor()}, {os.cpu_count()} threads",
             "memory": {key: value.strip() for key, value in memory.items()},
             "disk": {

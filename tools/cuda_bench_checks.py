@@ -73,6 +73,7 @@ def _verdict(done: Done, lines: list[str]) -> dict[str, object]:
 def _run_model(context: Context, sanitizer: list[str], how: str, seconds: float) -> None:
     command = [
         *(*sanitizer, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *("-W", "default"),
         *("-k", "sanitized", str(TESTS)),
     ]
     done = context.run(f"sanitize {how} model", command, seconds)
@@ -85,7 +86,9 @@ def _run_tests(context: Context) -> None:
     report = context.settings.work / "device-tests.xml"
     report.unlink(missing_ok=True)
     command = [
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"),
+        # Other versions of what the tests use may warn of something else.
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default"),
+        "--tb=short",
         *(f"--junitxml={report}", str(TESTS)),
     ]
     if context.settings.dry:

@@ -25,11 +25,14 @@ _STREAM_TOKENS = (16, 32, 64, 128, 256, 512)
 def start_models(context: Context) -> None:
     """Begin to write the model files, beside what does not need them."""
     settings = context.settings
+    peers = settings.llama_cpp is not None and "h" in settings.parts
+    forms = [*(["l2q"] if {"f", "g"} & set(settings.parts) else []), *(["gguf"] if peers else [])]
+    if not forms:
+        return
     folder = files_folder(context)
     command: list[str | Path] = [
         *(sys.executable, MODELS, "--folder", folder),
-        *("--shapes", ",".join(settings.shapes)),
-        *(["--gguf"] if settings.llama_cpp is not None else []),
+        *("--shapes", ",".join(settings.shapes), "--forms", ",".join(forms), "--seconds", "150"),
     ]
     context.start("models", lambda: _write_models(context, command))
 
@@ -142,11 +145,15 @@ def _context_of(context: Context) -> int:
     return 128 if context.settings.dry else N_CTX
 
 
+def wait(context: Context) -> None:
+    """Wait for what runs beside: whole models need the host, too."""
+    for name in context.background:
+        context.wait(name, context.part_left())
+
+
 def speed(context: Context) -> None:
     """Measure tokens a second of whole models on the device."""
     dry, shapes = context.settings.dry, context.settings.shapes
-    for name in context.background:
-        context.wait(name, context.part_left() / 4)
     for done, shape in enumerate(shapes):
         seconds = context.part_left() / (len(shapes) - done)
         try:
@@ -183,9 +190,9 @@ def split(context: Context) -> None:
         except PartError as error:
             context.recorder.add("split", {"shape": shape, "error": str(error)})
             continue
-        many = 1 if dry else 8
+        many = 2 if dry else 4 if shape == "70b" else 8
         measures: list[dict[str, Any]] = [
-            {"kind": "decode", "tokens": 2 if dry else many, "repeat": 1 if dry else 2}
+            {"kind": "decode", "tokens": many, "repeat": 1 if dry else 2}
         ]
         if memory is None:
             # The host's share of the formula: the whole model on the CPU.
@@ -195,7 +202,8 @@ def split(context: Context) -> None:
             measures = [
                 {"kind": "decode", "tokens": 32, "depth": depth, "repeat": 3} for depth in DEPTHS
             ]
-        measures.append({"kind": "prefill", "tokens": 24 if dry else 512, "repeat": 1})
+        tokens = 24 if dry else 512
+        measures.append({"kind": "prefill", "tokens": tokens, "repeat": 1, "warm": False})
         load = _device_of(memory)
         work(context, "split", file, load, measures, seconds, memory=memory)
     _stream(context)
@@ -215,7 +223,11 @@ def _device_of(memory: str) -> dict[str, Any]:
 def _stream(context: Context) -> None:
     """Measure from how many tokens on the device should compute the host's layers, too."""
     dry = context.settings.dry
-    shape = "tiny" if dry else "13b" if "13b" in context.settings.shapes else "70b"
+    split_shapes = [shape for shape in context.settings.shapes if _splits_of(context, shape)]
+    if not split_shapes:
+        context.recorder.add("stream", {"skipped": "no shape is split"})
+        return
+    shape = "13b" if "13b" in split_shapes else split_shapes[-1]
     try:
         file = model_file(context, shape)
     except PartError as error:

@@ -4,7 +4,7 @@ All layers of a file have the same bytes, drawn once, and the tokenizer is fille
 that no text has. The `.l2q` files are sound: hashes included. A program of its own, which runs
 beside measurements of the GPU and prints a line of JSON for each file:
 
-    python3 tools/cuda_bench_models.py --folder DIR --shapes 7b,13b [--gguf] [--seconds 60]
+    python3 tools/cuda_bench_models.py --folder DIR --shapes 7b,13b [--forms l2q,gguf]
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--shapes", default="7b")
-    parser.add_argument("--gguf", action="store_true", help="Q4_0 files for llama.cpp, too")
+    parser.add_argument("--forms", default="l2q", help="l2q, and gguf: Q4_0 for llama.cpp")
     parser.add_argument(
         "--seconds", type=float, default=90, help="for a file; one that would take longer gets "
         "fewer layers, and the row says how many",
     )  # fmt: skip
     chosen = parser.parse_args(arguments)
     rate = 0.0
-    for name in chosen.shapes.split(","):
-        for form in ("l2q", "gguf") if chosen.gguf else ("l2q",):
+    for form in chosen.forms.split(","):
+        for name in chosen.shapes.split(","):
             started = time.perf_counter()
             row: dict[str, object] = {"file": f"{name}.{form}", "shape": name}
             try:

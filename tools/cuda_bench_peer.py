@@ -12,7 +12,7 @@ from typing import Any
 
 from cuda_bench_build import query
 from cuda_bench_measure import BATCHES, DEPTHS, PROMPTS, model_file
-from cuda_bench_run import Context, PartError
+from cuda_bench_run import Context, PartError, Row
 
 _OPTIONS = (
     "CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=OFF", "GGML_CUDA=ON", "GGML_NATIVE=ON",
@@ -30,7 +30,8 @@ _LEFT_OUT = ("llama.cpp/tools/ui", "llama.cpp/tools/server")
 
 def start_build(context: Context) -> None:
     """Begin to build llama.cpp, beside what does not need the host's cores."""
-    if context.settings.llama_cpp is not None and not context.settings.dry:
+    settings = context.settings
+    if settings.llama_cpp is not None and "h" in settings.parts and not settings.dry:
         context.start("peer build", lambda: _build(context))
 
 
@@ -109,15 +110,16 @@ def peer(context: Context) -> None:
     for done, shape in enumerate(settings.shapes):
         seconds = context.part_left() / (len(settings.shapes) - done)
         try:
-            path = model_file(context, shape, "gguf")["path"]
+            file = model_file(context, shape, "gguf")
         except PartError as error:
             context.recorder.add("peer", {"shape": shape, "error": str(error)})
             continue
-        _bench(context, programs / _TARGETS[0], shape, path, seconds * 0.75)
-        _batched(context, programs / _TARGETS[1], shape, path, seconds * 0.25)
+        _bench(context, programs / _TARGETS[0], file, seconds * 0.75)
+        _batched(context, programs / _TARGETS[1], file, seconds * 0.25)
 
 
-def _bench(context: Context, program: Path, shape: str, path: str, seconds: float) -> None:
+def _bench(context: Context, program: Path, file: Row, seconds: float) -> None:
+    shape, path = file["shape"], file["path"]
     runs: list[list[str]] = [["-p", ",".join(map(str, PROMPTS)), "-n", "0", "-r", "3"]]
     runs.append(["-p", "0", "-n", "32", "-d", ",".join(map(str, DEPTHS)), "-r", "3"])
     for done, run in enumerate(runs):
@@ -125,17 +127,18 @@ def _bench(context: Context, program: Path, shape: str, path: str, seconds: floa
             f"llama-bench {shape}",
             [program, "-m", path, "-ngl", "99", "-fa", "1", "-o", "jsonl", *run],
             seconds / (len(runs) - done),
-            lambda line: _take_bench(context, shape, line),
+            lambda line: _take_bench(context, file, line),
         )
         if ended.failed:
             context.recorder.add("peer", {"shape": shape, "error": ended.why()})
 
 
-def _take_bench(context: Context, shape: str, line: str) -> None:
+def _take_bench(context: Context, file: Row, line: str) -> None:
     try:
-        values = json.loads(line)
+        values = json.loads(line[line.index("{") :])
         row: dict[str, Any] = {
-            "shape": shape,
+            "shape": file["shape"],
+            "layers": file["layers"],
             "kind": "prefill" if values["n_gen"] == 0 else "decode",
             "tokens": values["n_prompt"] or values["n_gen"],
             "depth": values.get("n_depth", 0),
@@ -149,7 +152,8 @@ def _take_bench(context: Context, shape: str, line: str) -> None:
     context.recorder.add("peer", row)
 
 
-def _batched(context: Context, program: Path, shape: str, path: str, seconds: float) -> None:
+def _batched(context: Context, program: Path, file: Row, seconds: float) -> None:
+    shape, path = file["shape"], file["path"]
     if not program.is_file():
         context.recorder.add("peer", {"shape": shape, "error": f"no {program.name} was built"})
         return
@@ -160,9 +164,10 @@ def _batched(context: Context, program: Path, shape: str, path: str, seconds: fl
 
     def take(line: str) -> None:
         try:
-            values = json.loads(line)
+            values = json.loads(line[line.index("{") :])  # a log may put something before
             row = {
                 "shape": shape,
+                "layers": file["layers"],
                 "kind": "decode",
                 "tokens": values["tg"],
                 "depth": 0,

@@ -15,8 +15,6 @@ GOALS = (
     ("tok/s at batch 1", "13b", 450.0),
     ("tok/s at batch 1", "70b", 100.0),
 )
-_PLAIN_KEYS = 4
-"""Of the row of a test that says nothing but that it passed."""
 _LARGE_SHARE, _SMALL_SHARE, _PREFILL = 0.85, 0.70, 200e12
 
 
@@ -42,7 +40,7 @@ def report(recorder: Recorder) -> str:
         ("Kernels", _kernels),
     )
     blocks = ["# CUDA backend, measured"]
-    if any(isinstance(row.get("device"), str) for row in recorder.of("facts")):
+    if recorder.of("facts", dry=True):
         blocks.append(
             "A dry run on the emulation: it shows that everything runs. No figure counts."
         )
@@ -64,7 +62,7 @@ def _made(make: Callable[[Recorder], str], recorder: Recorder) -> str:
 def summary(context: Context) -> str:
     """Say in a few lines how the run went."""
     rows = context.recorder.rows
-    errors = [row for row in rows if "error" in row]
+    errors = [row for row in rows if "error" in row or row.get("outcome") in ("failed", "error")]
     parts = [
         f"{row['key']} {row['name']}: {row.get('error') or row.get('skipped') or 'done'} "
         f"({row['seconds']:.0f} s)"
@@ -121,25 +119,22 @@ def _errors(recorder: Recorder) -> str:
 
 def _checks(recorder: Recorder) -> str:
     lines = []
-    passed = Counter(
-        row["test"].partition("[")[0]
-        for row in recorder.of("check", outcome="passed")
-        if len(row) == _PLAIN_KEYS
-    )
-    for name, count in passed.items():
-        lines.append(f"- {name}: passed" + (f" ({count} cases)" if count > 1 else ""))
-    for row in recorder.of("check") + recorder.of("sanitize"):
-        if "test" in row and row["outcome"] == "passed" and len(row) == _PLAIN_KEYS:
-            continue
+    cases: Counter[str] = Counter()
+    for row in recorder.of("check"):
         if "test" in row:
             message = f": {row['message']}" if "message" in row else ""
-            facts = "".join(
-                f"; {key} {value}"
+            facts = [
+                f"{key} {value}"
                 for key, value in row.items()
                 if key not in ("part", "test", "seconds", "outcome", "message")
-            )
-            lines.append(f"- {row['test']}: {row['outcome']}{message}{facts}")
-        elif "program" in row:
+            ]
+            # Cases that have nothing of their own to say are counted.
+            name = row["test"] if facts else row["test"].partition("[")[0]
+            cases["; ".join([f"{name}: {row['outcome']}{message}", *facts])] += 1
+    for line, count in cases.items():
+        lines.append(f"- {line}" + (f" ({count} cases)" if count > 1 else ""))
+    for row in recorder.of("check") + recorder.of("sanitize"):
+        if "program" in row:
             tool = f"{row['tool']}, " if "tool" in row else ""
             found = f"{row.get('passed', '?')} checks passed, {len(row.get('failed', []))} failed"
             found = row.get("summary", found) if row["program"] == "model" else found
@@ -168,12 +163,14 @@ def _limits(recorder: Recorder) -> str:
 def _goals(recorder: Recorder) -> str:
     rows = []
     for what, shape, goal in GOALS:
-        for row in recorder.of("speed", shape=shape, kind="decode", depth=0):
-            if row.get("sequences", 1) == 1 and "tokens_per_second" in row:
+        for row in recorder.of("speed", shape=shape):
+            alone = row["kind"] in ("decode", "largest", "generate")
+            alone = alone and row.get("depth", 0) == 0 and row.get("sequences", 1) == 1
+            if alone and row.get("tokens_per_second"):
                 whole = row["layers"] == row["whole_layers"]
                 note = "" if whole else f" ({row['layers']} of {row['whole_layers']} layers)"
-                rows.append([f"{shape}: {what}{note}", f"{row['tokens_per_second']:.0f}",
-                             f"{goal:.0f}"])  # fmt: skip
+                rows.append([f"{shape}: {what}, {name_of(row)}{note}",
+                             f"{row['tokens_per_second']:.0f}", f"{goal:.0f}"])  # fmt: skip
     read = limit_of(recorder, "read")
     for row in recorder.of("kernels", tokens=1, limit="read"):
         counts = row["shape"] != "tiny" and row.get("weights") in ("int4", "int8")
@@ -251,6 +248,7 @@ def _peers(recorder: Recorder) -> str:
             ours
             for ours in recorder.of("speed", shape=row["shape"], kind=row["kind"])
             if ours.get("tokens_per_second")
+            and ours["layers"] == row["layers"]
             and ours.get("depth", 0) == row["depth"]
             and ours.get("sequences", 1) == row["sequences"]
             and (row["kind"] == "decode" or ours["tokens"] == row["tokens"])

@@ -72,6 +72,8 @@ class Settings:
     ----------
     out, work : Path
         Where the results go, and large files and builds.
+    parts : tuple of str
+        Keys of those that run.
     shapes : tuple of str
         Models, of synthetic_shapes.py.
     dry : bool
@@ -92,6 +94,7 @@ class Settings:
 
     out: Path
     work: Path
+    parts: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ("7b", "13b", "70b")
     dry: bool = False
     built: Path | None = None
@@ -122,6 +125,12 @@ class Done:
         return f"{how}: {' / '.join(line.strip() for line in lines[-6:])}"[:1500]
 
 
+def _program_folders() -> list[str]:
+    """Return the folders of PATH, and where NVIDIA's programs are if they are not there."""
+    more = [Path("/usr/local/cuda/bin"), *sorted(Path("/opt/nvidia").glob("nsight-compute/*"))]
+    return [os.environ.get("PATH", ""), *(str(folder) for folder in more if folder.is_dir())]
+
+
 @dataclass(slots=True)
 class Context:
     """What parts share.
@@ -143,7 +152,7 @@ class Context:
     programs: Path | None = None
     library: Path | None = None
     background: dict[str, threading.Thread] = field(default_factory=dict)
-    stopping: threading.Event = field(default_factory=threading.Event)
+    running: set[subprocess.Popen[str]] = field(default_factory=set)
     part_ends: float = float("inf")
 
     def left(self) -> float:
@@ -164,10 +173,12 @@ class Context:
         variables = {
             **os.environ,
             # cmake and ninja may be installed beside Python and nowhere else.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), *_program_folders()]),
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        if not self.settings.dry:
+            variables["LLAMA2Q_REQUIRE_DEVICE"] = "1"  # tests/cuda/test_device.py skips nothing
         if self.library is not None:
             variables["LLAMA2Q_CUDA_LIBRARY"] = str(self.library)
             variables.setdefault("CUDA_EMULATION_CAPABILITY", "9.0")
@@ -206,6 +217,7 @@ class Context:
             )
         except OSError as error:
             return Done(127, f"{text[0]}: {error}", 0.0)
+        self.running.add(process)
         collected: list[str] = []
 
         def read(stream: TextIO | None, handle: Callable[[str], None] | None) -> None:
@@ -230,6 +242,7 @@ class Context:
             code = None
         finally:
             _end(process)
+            self.running.discard(process)
         for reader in readers:
             reader.join(timeout=5)
         done = Done(code, "".join(collected), time.monotonic() - started)
@@ -282,6 +295,14 @@ class Context:
         return not thread.is_alive()
 
 
+def stop(context: Context) -> None:
+    """End what still runs beside the parts."""
+    for process in list(context.running):
+        _end(process)
+    for name in context.background:
+        context.wait(name, 10)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
     """Kill what is left of a process and of those that it started."""
     try:
@@ -323,7 +344,7 @@ def run_part(context: Context, part: Part) -> None:
     elif context.left() < 5:
         row["skipped"] = "the time was up"
     else:
-        context.part_ends = started + part.budget
+        context.part_ends = float("inf") if context.settings.dry else started + part.budget
         try:
             part.run(context)
         except PartError as error:

@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         emit({"kind": "load", "skipped": f"llama2q.load has no {', '.join(unknown)}"})
         return 0
-    memory = DeviceMemory() if options.get("device", "auto") != "cpu" else None
-    started = time.perf_counter()
     try:
+        memory = DeviceMemory() if options.get("device", "auto") != "cpu" else None
+        started = time.perf_counter()
         llm = llama2q.load(job["file"], **options)
     except Exception as error:
         emit({"kind": "load", "error": f"{type(error).__name__}: {error}"})
@@ -161,9 +161,10 @@ class Measurer:
         seconds = statistics.median(times[1:])
         return {"seconds": seconds, "samples": times[1:], "tokens_per_second": 1 / seconds}
 
-    def _prefill(self, tokens: int, repeat: int = 3) -> dict[str, Any]:
+    def _prefill(self, tokens: int, repeat: int = 3, warm: bool = True) -> dict[str, Any]:
         """Read a prompt of random tokens; the logits of its last."""
-        self._bench.seconds("prefill", tokens)
+        if warm:
+            self._bench.seconds("prefill", tokens)
         times = [self._bench.seconds("prefill", tokens) for _ in range(repeat)]
         seconds = statistics.median(times)
         config = self._engine.config

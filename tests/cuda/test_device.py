@@ -1,12 +1,14 @@
 """Whole models on a GPU: exact integers, the CPU's text, bits that do not depend on the step.
 
-Skipped where there is none. LLAMA2Q_CUDA_LIBRARY may name the emulated library instead, as the dry
-run of tools/bench_cuda.py does: fewer tokens, and no word about memory.
+Skipped where there is none, unless LLAMA2Q_REQUIRE_DEVICE is set. LLAMA2Q_CUDA_LIBRARY may name
+the emulated library instead, as the dry run of tools/bench_cuda.py does: fewer tokens, and no word
+about memory.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ def found() -> list[devices.Device]:
     try:
         return devices.find()
     except DeviceError as error:
+        if os.environ.get("LLAMA2Q_REQUIRE_DEVICE"):
+            raise
         pytest.skip(str(error))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from golden import test_arm
 from llama2q import _core
+from teeth.cuda import CUDA
 from teeth.mutant import Mutant
 from teeth.native import NATIVE
 from teeth.python import PYTHON
@@ -30,6 +32,14 @@ def native_bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     return Workbench(PROJECT, tmp_path_factory.mktemp("native"), ISAS)
 
 
+@pytest.fixture(scope="module")
+def cuda_bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """A copy that also builds the libraries that stand in for CUDA's."""
+    if sys.platform != "linux":
+        pytest.skip("the emulation reads ELF files")
+    return Workbench(PROJECT, tmp_path_factory.mktemp("cuda"), ISAS[-1:], libraries=True)
+
+
 def expect_clean(bench: Workbench, mutants: tuple[Mutant, ...]) -> None:
     """Without a fault every test named in the table passes: none is caught for free."""
     targets = sorted({target for mutant in mutants for target in mutant.tests})
@@ -49,7 +59,7 @@ def expect_caught(bench: Workbench, mutant: Mutant) -> None:
 
 def test_table() -> None:
     """Names are unique, and every fault's text stands in the sources exactly once."""
-    mutants = NATIVE + PYTHON
+    mutants = NATIVE + PYTHON + CUDA
     assert len({mutant.name for mutant in mutants}) == len(mutants) >= 24
     for mutant in mutants:
         for edit in mutant.edits:
@@ -81,3 +91,14 @@ def test_clean_native(native_bench: Workbench) -> None:
 @pytest.mark.parametrize("mutant", NATIVE, ids=lambda mutant: mutant.name)
 def test_native_fault(native_bench: Workbench, mutant: Mutant) -> None:
     expect_caught(native_bench, mutant)
+
+
+@pytest.mark.slow
+def test_clean_cuda(cuda_bench: Workbench) -> None:
+    expect_clean(cuda_bench, CUDA)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", CUDA, ids=lambda mutant: mutant.name)
+def test_cuda_fault(cuda_bench: Workbench, mutant: Mutant) -> None:
+    expect_caught(cuda_bench, mutant)

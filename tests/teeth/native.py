@@ -10,7 +10,6 @@ from __future__ import annotations
 from teeth.arm import ARM_FAULTS
 from teeth.attention import ATTENTION, ATTENTION_FAULTS
 from teeth.calibrate import CALIBRATE_FAULTS
-from teeth.cuda import CUDA_FAULTS
 from teeth.mutant import Mutant, fault
 from teeth.workbench import Edit
 
@@ -380,5 +379,4 @@ NATIVE = (
         ".token_ids = args.token_ids,",
         f"{BITWISE}::test_longer_than_the_work_space",
     ),
-    *CUDA_FAULTS,
 )

@@ -39,9 +39,14 @@ class Outcome:
 
 
 class Workbench:
-    """The copy. With isas it builds its own extension, else it borrows the installed one."""
+    """The copy. With isas it builds its own extension, else it borrows the installed one.
 
-    def __init__(self, project: Path, folder: Path, isas: Sequence[str] = ()) -> None:
+    With libraries it also builds those that stand in for CUDA's.
+    """
+
+    def __init__(
+        self, project: Path, folder: Path, isas: Sequence[str] = (), *, libraries: bool = False
+    ) -> None:
         self.root = folder / "project"
         self.root.mkdir()
         self._build = folder / "build" if isas else None
@@ -57,7 +62,7 @@ class Workbench:
         if self._build is None:
             self._borrow()
         else:
-            self._configure(isas)
+            self._configure(isas, libraries)
             self.build()
         self._check_import()
 
@@ -71,14 +76,14 @@ class Workbench:
         for library in (extension, *extension.parent.glob(LIBRARIES)):
             shutil.copy2(library, self._package())
 
-    def _configure(self, isas: Sequence[str]) -> None:
+    def _configure(self, isas: Sequence[str], libraries: bool) -> None:
         import pybind11
 
         self._run(
             "cmake", "-S", self.root, "-B", self._build, "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DLLAMA2Q_ISAS={';'.join(isas)}",
-            f"-DLLAMA2Q_TEST_LIBRARIES={'ON' if sys.platform == 'linux' else 'OFF'}",
+            f"-DLLAMA2Q_TEST_LIBRARIES={'ON' if libraries else 'OFF'}",
         )  # fmt: skip
 
     def build(self) -> None:

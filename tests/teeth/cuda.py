@@ -26,7 +26,7 @@ HOST_FAULTS = (
         "csrc/model/forward.cpp",
         "      part.token_ids = nullptr;\n    }\n    part.n_rows",
         "    }\n    part.n_rows",
-        f"{STAND_IN}::test_the_cpu_s_bits",
+        f"{MODEL}::test_layers_in_several_places",
     ),
     fault(
         "a device gets the first layers",
@@ -156,14 +156,6 @@ MATMUL_FAULTS = (
         "      store_sums<kWidth>(acc, sums + warp * kOutputs);\n      sync_block();\n",
         "      store_sums<kWidth>(acc, sums + warp * kOutputs);\n",
         f"{SMALL}[int4-64-f32]",
-    ),
-    fault(
-        "gemv: scales are read before other lanes have copied them",
-        "csrc/cuda/gemv.cu",
-        "        wait_copies<kStages - 2>();\n        sync_warp();\n",
-        "        wait_copies<kStages - 2>();\n",
-        f"{SMALL}[int4-64-f32]",
-        f"{STEPS}::test_order_of_threads_and_overlapping_launches",
     ),
     fault(
         "gemv: the residual is overwritten",

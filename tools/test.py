@@ -90,7 +90,7 @@ def clang_format() -> int:
     files = sorted(
         path
         for suffix in ("*.h", "*.cpp", "*.cu", "*.cuh")
-        for folder in ("csrc", "tests/cross/os")
+        for folder in ("csrc", "tests/cross/os", "tests/cuda", "tools/cuda")
         for path in (ROOT / folder).rglob(suffix)
     )
     return tool("clang-format", "--dry-run", "--Werror", *files)

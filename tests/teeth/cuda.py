@@ -308,4 +308,58 @@ KERNEL_FAULTS = (
     ),
 )
 
-CUDA = HOST_FAULTS + PASS_FAULTS + MATMUL_FAULTS + KERNEL_FAULTS
+VISITS = "cuda/test_emulated_visits.py"
+VISIT_FAULTS = (
+    # --- layers that visit a device; what is chosen there
+    fault(
+        "a visit: what it appended stays on the device",
+        "csrc/model/layer_stream.cpp",
+        "    take_cache_back(host.cache_of(i), blocks.touched);\n",
+        "",
+        f"{VISITS}::test_the_cache_comes_back",
+    ),
+    fault(
+        "a visit: a block that is not full stays behind",
+        "csrc/model/layer_stream.cpp",
+        "const int64_t n_past = (position + kBlockSize - 1) / kBlockSize;",
+        "const int64_t n_past = position / kBlockSize;",
+        f"{STAND_IN}::test_layers_that_visit[1-f16]",
+    ),
+    fault(
+        "a visit: w2 where w1 and w3 lie",
+        "csrc/model/layer_stream.cpp",
+        "put(view.w2, layer.w2, 5);",
+        "put(view.w2, layer.w1_w3, 4);",
+        f"{STAND_IN}::test_layers_that_visit[1-f16]",
+    ),
+    fault(
+        "a visit: launches overlap what is still being copied",
+        "csrc/cuda/place.cu",
+        "  device.stream.programmatic = false;\n",
+        "",
+        f"{VISITS}::test_text",
+    ),
+    fault(
+        "a visit's room is not planned",
+        "src/llama2q/placement.py",
+        "stream_bytes=sizes.visitor",
+        "stream_bytes=1",
+        f"{STAND_IN}::test_room_for_layers_that_visit",
+    ),
+    fault(
+        "the largest logits: ties go to the higher id",
+        "csrc/backend/cpu_select.cpp",
+        "(from[a] == from[b] && a < b)",
+        "(from[a] == from[b] && a > b)",
+        "engine/test_step_largest.py::test_largest",
+    ),
+    fault(
+        "the largest logits: too few of them",
+        "src/llama2q/generate/request.py",
+        "return 1 if params.temperature == 0 else params.top_k or None",
+        "return 1 if params.temperature == 0 else params.top_k - 1 or None",
+        f"{STAND_IN}::test_the_largest_alone",
+    ),
+)
+
+CUDA = HOST_FAULTS + VISIT_FAULTS + PASS_FAULTS + MATMUL_FAULTS + KERNEL_FAULTS

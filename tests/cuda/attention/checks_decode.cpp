@@ -18,8 +18,7 @@ struct Scratch {
       : states(static_cast<size_t>(
             cuda::decode_states(n_tokens, shape.n_heads, shape.head_dim, context))),
         tickets(std::vector<uint32_t>(
-            static_cast<size_t>(cuda::decode_tickets(n_tokens, shape.n_heads)))) {
-  }
+            static_cast<size_t>(cuda::decode_tickets(n_tokens, shape.n_heads)))) {}
   cuda::DecodeScratch view() { return {states.data(), tickets.data()}; }
 
   Buffer<float> states;

@@ -100,7 +100,8 @@ void check_records() {
               for (int64_t k = col; k < col + group_size; ++k) {
                 sum += wanted.codes[static_cast<size_t>(k)];
               }
-              std::memcpy(starts, record + at.starts + (group * ((width + 1) / 2) + i / 2) * 16, 16);
+              std::memcpy(starts, record + at.starts + (group * ((width + 1) / 2) + i / 2) * 16,
+                          16);
               expect(starts[i % 2] == 0x4B400000 - 128 * sum && starts[i % 2 + 2] == starts[i % 2],
                      "start");
             }

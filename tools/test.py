@@ -10,6 +10,7 @@ it leaves the CUDA kernels out and says so.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ ROOT = own_venv.ROOT
 BIN = own_venv.PYTHON.parent
 WERROR_BUILD = ROOT / "build" / "werror"
 CUDA_STEP = "CUDA kernels within their budget"
+FAULTS = "tests/test_teeth.py"
 NO_TESTS = 5
 """pytest's exit code when it finds none."""
 
@@ -35,7 +37,14 @@ NO_TESTS = 5
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="also run the tests marked slow")
-    run_all = bool(parser.parse_args().all)
+    parser.add_argument(
+        "--steps",
+        type=re.compile,
+        metavar="REGEX",
+        help="run only the steps in whose names it is found: some of them again, or side by side",
+    )
+    arguments = parser.parse_args()
+    run_all = bool(arguments.all)
     own_venv.ensure(
         extras=("test", "cross") if run_all else ("test",), test_libraries=sys.platform == "linux"
     )
@@ -46,7 +55,8 @@ def main() -> int:
         ("mypy --strict", lambda: tool("mypy")),
         ("C++ warnings are errors", build_werror),
         ("ISA units leak nothing", isa_units),
-        ("pytest", lambda: pytest(run_all)),
+        ("pytest", lambda: pytest(run_all, f"--ignore={FAULTS}")),
+        ("injected faults", lambda: pytest(run_all, FAULTS)),
     ]
     no_cuda = native_build.nvcc_missing()
     architectures = check_cuda.ARCHITECTURES if run_all else check_cuda.FEW
@@ -55,6 +65,11 @@ def main() -> int:
     slow_steps = [*native_checks.steps(), *cross_checks.steps(), *wheel_checks.steps()]
     if run_all:
         steps += slow_steps
+    if arguments.steps is not None:
+        for name, _ in steps:
+            if not arguments.steps.search(name):
+                print(f"left out by --steps: {name}")
+        steps = [(name, step) for name, step in steps if arguments.steps.search(name)]
     results = []
     for name, step in steps:
         print(f"\n== {name}", flush=True)
@@ -106,11 +121,10 @@ def isa_units() -> int:
     return native_build.run([own_venv.PYTHON, ROOT / "tools" / "check_isa_units.py", WERROR_BUILD])
 
 
-def pytest(run_all: bool) -> int:
-    """Run the tests."""
-    return native_build.run(
-        [own_venv.PYTHON, "-m", "pytest", "-q", *([] if run_all else ["-m", "not slow"])]
-    )
+def pytest(run_all: bool, *arguments: str) -> int:
+    """Run tests."""
+    chosen = [] if run_all else ["-m", "not slow"]
+    return native_build.run([own_venv.PYTHON, "-m", "pytest", "-q", *chosen, *arguments])
 
 
 def print_left_out() -> None:

@@ -23,7 +23,7 @@ RECIPES = (
 )  # fmt: skip
 QUICK = {
     ("int4", 32, "f16"), ("int4", 64, "f32"), ("int4", 128, "int8"), ("int4-uniform", 32, "int8"),
-    ("int8", 64, "f16"), ("f32", 0, "f32"), ("bf16", 0, "f16"), ("f16", 0, "int8"),
+    ("int8", 64, "f16"), ("f32", 0, "f32"), ("bf16", 0, "f16"),
 }  # fmt: skip
 MEAN_KL, MOST_KL = 1e-3, 4e-3
 """Of logits whose attention multiplied f16 numbers, or whose activations fell on the other side of

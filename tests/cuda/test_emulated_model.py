@@ -85,7 +85,7 @@ def test_layers_in_several_places(layers: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "f32"])
-@pytest.mark.parametrize("n", [1, 3, 40])
+@pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.slow), 40])
 @pytest.mark.parametrize(
     "place", ["layers.1.attention_norm", "layers.0.ffn_norm", "layers.1.ffn_norm", "norm"]
 )

@@ -81,6 +81,17 @@ def test_facts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_no_path_of_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A report names none, not even that of a library which cannot be loaded."""
+    path = tmp_path / "no_library.so"
+    path.write_bytes(b"no library")
+    monkeypatch.setenv("LLAMA2Q_CUDA_LIBRARY", str(path))
+    found = doctor.examine().cuda
+    assert str(tmp_path) not in found
+    assert "$LLAMA2Q_CUDA_LIBRARY" in found
+
+
+@pytest.mark.usefixtures("quick")
 def test_forced_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA2Q_ISA", "scalar")
     health = doctor.examine()

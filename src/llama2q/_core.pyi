@@ -164,7 +164,7 @@ class Model:
         n_blocks: int,
         n_threads: int | None = None,
         isa: str | None = None,
-        devices: Sequence[tuple[DeviceLibrary, int, int]] = [],
+        devices: list[tuple[DeviceLibrary, int, int]] = [],
         n_ctx_blocks: int | None = None,
     ) -> None:
         """config: keys of ModelConfig.to_dict. Keys of a layer: attention_norm, wq, wk, wv, wo,

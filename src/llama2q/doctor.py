@@ -151,7 +151,8 @@ def _cuda() -> str:
     try:
         found = devices.find()
     except DeviceError as error:
-        return str(error)
+        named = os.environ.get(devices.LIBRARY_VARIABLE)
+        return str(error).replace(named, f"${devices.LIBRARY_VARIABLE}") if named else str(error)
     gpus = "; ".join(
         f"{gpu.name}, compute capability {gpu.compute_capability[0]}.{gpu.compute_capability[1]}, "
         f"{format_size(gpu.free_bytes)} free of {format_size(gpu.total_bytes)}"

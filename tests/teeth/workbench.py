@@ -16,7 +16,7 @@ COPIED = ("src", "csrc", "tests", "tools", "CMakeLists.txt", "pyproject.toml", "
           "LICENSE")  # fmt: skip
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", ".hypothesis")
 LIBRARIES = "libllama2q_*.so"
-LIMIT_S = 500
+LIMIT_S = 1800
 
 
 @dataclass(frozen=True)

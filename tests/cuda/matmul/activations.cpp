@@ -161,6 +161,13 @@ void expect_same(const float* got, const float* wanted, int64_t n, const std::st
   }
 }
 
+llama2q::DeviceLimits limits_of(int64_t n_multiprocessors) {
+  int bytes = 0;
+  llama2q::cuda::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
+                       "asking for shared memory");
+  return {n_multiprocessors, std::min(bytes, 99 * 1024)};
+}
+
 std::vector<std::vector<float>> run_call(Call& call, const Device& device) {
   using llama2q::cuda::MatmulCall;
   const llama2q::MatrixView& first = call.matrices[0]->view();

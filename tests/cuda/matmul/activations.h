@@ -40,9 +40,12 @@ Outputs swiglu(const Outputs& both, int64_t n, int64_t hidden);
 void expect_close(const std::vector<float>& got, const Outputs& wanted, const std::string& what);
 void expect_same(const float* got, const float* wanted, int64_t n, const std::string& what);
 
+// As if the device had so many multiprocessors; its own shared memory, but no more than most have.
+llama2q::DeviceLimits limits_of(int64_t n_multiprocessors);
+
 // What a matmul needs besides its arguments.
 struct Device {
-  llama2q::DeviceLimits limits{4, 99 * 1024};
+  llama2q::DeviceLimits limits = limits_of(4);
   int64_t n_kv_heads = 8;
 };
 

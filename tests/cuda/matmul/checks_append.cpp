@@ -112,7 +112,7 @@ Appended run_qkv(const Layer& layer, KvType type, int64_t n_multiprocessors = 3)
   const Buffer<float> q(static_cast<size_t>(layer.n * layer.q.rows)),
       k(static_cast<size_t>(layer.n * layer.k.rows)),
       v(static_cast<size_t>(layer.n * layer.v.rows));
-  const llama2q::DeviceLimits limits{n_multiprocessors, 99 * 1024};
+  const llama2q::DeviceLimits limits = limits_of(n_multiprocessors);
   const Buffer<uint8_t> work(
       static_cast<size_t>(llama2q::cuda::matmul_work_bytes(limits, layer.n, kCols, 64)));
   const Buffer<uint32_t> tickets(std::vector<uint32_t>(

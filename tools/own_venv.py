@@ -16,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+TESTS_BUILD = ROOT / "build" / f"tests-{sys.implementation.cache_tag}"
+"""Where the installation with the tests' libraries is compiled."""
 _STAMP = VENV / "llama2q-installed.json"
 _BUILD_PROGRAMS = ("cmake>=3.18", "ninja")
 _SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "csrc", "src")
@@ -37,8 +39,8 @@ def ensure(*, extras: Sequence[str] = (), test_libraries: bool = False) -> None:
     extras : sequence of str
         Optional dependencies of the project.
     test_libraries : bool
-        Put the libraries that stand in for CUDA's beside the package, for tests. An installation
-        that has them does for callers that do not ask.
+        Put the libraries that stand in for CUDA's beside the package, for tests, and take compiler
+        warnings for errors. An installation that has them does for callers that do not ask.
 
     Raises
     ------
@@ -62,8 +64,9 @@ def ensure(*, extras: Sequence[str] = (), test_libraries: bool = False) -> None:
     _pip_install(*pyproject["build-system"]["requires"], *_BUILD_PROGRAMS)
     # A build folder of its own: what CMake was told once, it is told again in later builds there.
     settings = (
-        "build-dir=build/tests-{wheel_tag}",
+        f"build-dir={TESTS_BUILD.relative_to(ROOT)}",
         "cmake.define.LLAMA2Q_TEST_LIBRARIES=ON",
+        "cmake.define.LLAMA2Q_WERROR=ON",
     )
     options = [f"--config-settings={setting}" for setting in settings if test_libraries]
     _pip_install("--no-build-isolation", *options, project)

@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-TESTS_BUILD = ROOT / "build" / f"tests-{sys.implementation.cache_tag}"
-"""Where the installation with the tests' libraries is compiled."""
+TESTS_BUILD = Path("build", f"tests-{sys.implementation.cache_tag}")
+"""Where, below the project, the installation with the tests' libraries is compiled."""
 _STAMP = VENV / "llama2q-installed.json"
 _BUILD_PROGRAMS = ("cmake>=3.18", "ninja")
 _SOURCES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "csrc", "src")
@@ -64,7 +64,7 @@ def ensure(*, extras: Sequence[str] = (), test_libraries: bool = False) -> None:
     _pip_install(*pyproject["build-system"]["requires"], *_BUILD_PROGRAMS)
     # A build folder of its own: what CMake was told once, it is told again in later builds there.
     settings = (
-        f"build-dir={TESTS_BUILD.relative_to(ROOT)}",
+        f"build-dir={TESTS_BUILD.as_posix()}",
         "cmake.define.LLAMA2Q_TEST_LIBRARIES=ON",
         "cmake.define.LLAMA2Q_WERROR=ON",
     )

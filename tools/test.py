@@ -120,7 +120,7 @@ def build_werror() -> int:
 
 def isa_units() -> int:
     """Read the symbols of the units that were compiled."""
-    build = own_venv.TESTS_BUILD if TEST_LIBRARIES else WERROR_BUILD
+    build = ROOT / own_venv.TESTS_BUILD if TEST_LIBRARIES else WERROR_BUILD
     return native_build.run([own_venv.PYTHON, ROOT / "tools" / "check_isa_units.py", build])
 
 

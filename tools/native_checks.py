@@ -20,6 +20,7 @@ _SUBJECTS = {
         # With sanitizers in the libraries that stand in for CUDA's, too. The kernels' own checks
         # are programs with sanitizers, which pytest builds: tests marked slow.
         "tests/cuda/test_stand_in.py",
+        "tests/cuda/test_emulated_steps.py",
     ),
     "thread": (
         "tests/engine/test_concurrent_steps.py",

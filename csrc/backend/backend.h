@@ -44,7 +44,7 @@ class Backend {
 
   // Whether its memory is the host's: then place() returns what it gets, and ops take any pointer.
   virtual bool is_host() const = 0;
-  // Bytes of work space held now.
+  // Bytes of the host's memory that its work space takes now.
   virtual int64_t work_bytes() const = 0;
   // What it had to do without, for the user; empty if nothing.
   virtual std::string note() const { return {}; }

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "base/check.h"
-#include "cuda/work.h"
+#include "cuda/sizes.h"
 
 namespace llama2q {
 namespace {
@@ -45,10 +45,6 @@ int64_t element_bytes(MatrixKind kind) {
   return 1;
 }
 
-DeviceLimits limits_of(const DeviceInfo& info) {
-  return {.n_multiprocessors = info.n_multiprocessors, .shared_bytes = info.shared_bytes};
-}
-
 }  // namespace
 
 template <class Function, class... Arguments>
@@ -59,10 +55,7 @@ void DeviceBackend::call(Function function, Arguments... arguments) const {
 
 DeviceBackend::DeviceBackend(std::shared_ptr<const DeviceLibrary> library, int index,
                              const DeviceShape& shape)
-    : library_(std::move(library)),
-      table_(library_->table()),
-      shape_(shape),
-      limits_(limits_of(library_->describe(index))) {
+    : library_(std::move(library)), table_(library_->table()), shape_(shape) {
   DeviceFailure failure{};
   check_device(table_.open(index, &shape_, &device_, &failure), failure);
 }
@@ -71,8 +64,6 @@ DeviceBackend::~DeviceBackend() {
   for (void* memory : weights_) table_.release(device_, memory);
   table_.close(device_);
 }
-
-int64_t DeviceBackend::work_bytes() const { return cuda::WorkSizes(shape_, limits_).total(); }
 
 std::string DeviceBackend::note() const {
   const char* note = table_.note(device_);

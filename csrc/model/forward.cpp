@@ -124,9 +124,7 @@ void Forward::copy_blocks(const int32_t* source, const int32_t* destination, int
 
 int64_t Forward::work_bytes() const {
   int64_t bytes = x_.bytes();
-  for (const auto& stage : stages_) {
-    if (stage->backend().is_host()) bytes += stage->backend().work_bytes();
-  }
+  for (const auto& stage : stages_) bytes += stage->backend().work_bytes();
   return bytes;
 }
 

@@ -11,6 +11,7 @@ from llama2q.errors import InsufficientMemoryError
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
 from llama2q.kv_blocks import blocks_for
+from llama2q.memory import format_size
 from llama2q.needs import MAX_SEQUENCES
 from llama2q.split import DeviceShare, DeviceSizes, split
 from llama2q.weights import matrix_of
@@ -139,6 +140,12 @@ def _with_visits(
             raise
         return placement  # the layers that were asked for come first
     if not shares or shares[0].index != first:
+        if asked != "auto":
+            raise InsufficientMemoryError(
+                f"stream_prefill is {asked}: {placement.shares[0].name} has no room for a layer "
+                f"that visits ({format_size(sizes.visitor)}) beside one of its own; take "
+                "stream_prefill=None"
+            )
         return placement
     room = next(device.room_bytes for device in devices if device.index == first)
     visited = replace(shares[0], room_bytes=room, stream_bytes=sizes.visitor)

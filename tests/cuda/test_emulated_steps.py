@@ -77,7 +77,8 @@ def test_sequences_beside_each_other(kv_dtype: str) -> None:
     before = [60, 62, 126]
     for tokens, table, n in zip(ids, tables, before, strict=True):
         run(model, tokens[:n], table=table, chunk=16)
-    fed, found = list(before), [[], [], []]  # type: ignore[var-annotated]
+    fed = list(before)
+    found: list[list[NDArray[np.float32]]] = [[], [], []]
     for counts in [(1, 1, 1), (5, 0, 2), (1, 2, 1), (3, 1, 1)]:
         who = [i for i in range(3) if counts[i]]
         parts = [(ids[i][fed[i] : fed[i] + counts[i]], fed[i], tables[i]) for i in who]
@@ -246,7 +247,10 @@ def test_recordings_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     library, counting = _core.DeviceLibrary(str(path)), ctypes.CDLL(str(path))
 
     def counts() -> tuple[int, int]:
-        return tuple(ctypes.c_int.in_dll(counting, name).value for name in ("recorded", "replayed"))  # type: ignore[return-value]
+        recorded, replayed = (
+            ctypes.c_int.in_dll(counting, name).value for name in ("recorded", "replayed")
+        )
+        return recorded, replayed
 
     weights, ids = weights_of("int4", 64), prompt(60)
     model = core_model(weights, devices=[(library, 0, 2)])

@@ -5,16 +5,14 @@ Logic only. The same programs, compiled by nvcc, check a device: emulation/READM
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import native_build
+from emulated_programs import MARKS, build, run
 
 EMULATION = Path(__file__).resolve().parent / "emulation"
 CSRC = EMULATION.parents[2] / "csrc" / "cuda"
@@ -33,32 +31,17 @@ DEATHS = {
 }
 """Mistake -> what the report says, and the kernel in which thread 3 of block 1 made it."""
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="the emulation reads ELF files"),
-    pytest.mark.skipif(not CSRC.is_dir(), reason="the sources are not beside the tests"),
-]
+pytestmark = MARKS
 
 
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    # cmake and ninja may be installed beside Python and nowhere else.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return subprocess.run(
-        [str(part) for part in command], env={**os.environ, "PATH": path, **environment},
-        capture_output=True, text=True, timeout=LIMIT_S, check=False,
-    )  # fmt: skip
-
-
-def build(folder: Path, compiler: str, *options: str) -> Path:
-    """Build the programs, warnings as errors; the folder they lie in."""
+def build_checks(folder: Path, compiler: str, *options: str) -> Path:
+    """Build the programs; the folder they lie in."""
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} on the PATH")
-    for command in (
-        ("cmake", "-S", EMULATION, "-B", folder, "-G", "Ninja", "-DLLAMA2Q_WERROR=ON",
-         f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options),
-        ("cmake", "--build", folder, "--parallel", "2"),
-    ):  # fmt: skip
-        done = run(*command)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    build(
+        "emulation", folder, f"-DCMAKE_CXX_COMPILER={compiler}",
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1", *options,
+    )  # fmt: skip
     return folder / "checks"
 
 
@@ -73,7 +56,7 @@ def expect_success(program: Path, **environment: str) -> None:
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("emulation"), "g++")
+    return build_checks(tmp_path_factory.mktemp("emulation"), "g++")
 
 
 @pytest.fixture(scope="module", params=["g++", "clang++"])
@@ -81,7 +64,7 @@ def sanitized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     compiler = request.param
     if compiler == "clang++":
         compiler = native_build.find_clang() or compiler
-    return build(
+    return build_checks(
         tmp_path_factory.mktemp("sanitized"), compiler, "-DLLAMA2Q_SANITIZE=address,undefined"
     )
 
@@ -108,7 +91,7 @@ def test_unknown_check(programs: Path) -> None:
 @pytest.mark.slow
 def test_ucontext(tmp_path: Path) -> None:
     """The switch of fibers for processors that have none of their own."""
-    folder = build(tmp_path, "g++", "-DCMAKE_CXX_FLAGS=-DCUDA_EMULATION_PORTABLE")
+    folder = build_checks(tmp_path, "g++", "-DCMAKE_CXX_FLAGS=-DCUDA_EMULATION_PORTABLE")
     expect_success(folder / "check_intrinsics", CUDA_EMULATION_SEED="1")
 
 

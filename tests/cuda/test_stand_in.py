@@ -131,6 +131,11 @@ def test_room_for_layers_that_visit(model: Path) -> None:
     tight = visited.total_bytes - 1
     with pytest.raises(InsufficientMemoryError, match="they do not fit"):
         llama2q.plan(model, stream_prefill=40, gpu_memory=tight, **options)
+    options["gpu_layers"] = "auto"
+    (one,) = llama2q.plan(model, **{**options, "gpu_layers": 1}).devices
+    options |= {"gpu_memory": one.total_bytes, "kv_dtype": "f16"}
+    with pytest.raises(InsufficientMemoryError, match="no room for a layer that visits"):
+        llama2q.plan(model, stream_prefill=40, **options)
     whole = llama2q.plan(model, device="cuda", stream_prefill=40, n_ctx=512)
     assert whole.stream_tokens is None
     with pytest.raises(InvalidArgumentError, match="stream_prefill is 0"):

@@ -40,7 +40,9 @@ def test_embeddings_and_receipts(convert_mini: Callable[..., Path], gpu_layers: 
         found = llm.embed([text, "A"])
         receipt = llm.generate(text, max_tokens=3, seed=1).receipt
     cosines = (found.astype(np.float64) * expected).sum(axis=1)
+    # Some activations round to another int8, which turns a vector a little: 1e-4 was seen.
     assert (cosines > 0.999).all(), cosines
+    assert expected[0] @ expected[1] < 0.9
     assert receipt is not None
     assert receipt.contract is None
     with pytest.raises(ReceiptError, match="GPU"):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
-from reference import inv_freq
+from reference import Rope, inv_freq
 from reference_weights import (
     Dense,
     Matrix,
@@ -175,8 +175,10 @@ def core_model(
     n_threads: int | None = 2,
     isa: str | None = None,
     devices: Sequence[tuple[_core.DeviceLibrary, int, int]] = (),
+    rope: Rope | None = None,
 ) -> _core.Model:
     """Build the engine's model over these weights."""
+    rope = rope or Rope(inv_freq(weights.shape.head_dim, weights.shape.rope_theta))
     layers = []
     for layer in range(weights.shape.n_layers):
         prefix = f"layers.{layer}."
@@ -198,7 +200,8 @@ def core_model(
         layers=layers,
         norm=weights.norms["norm.weight"],
         output=core_matrix(weights.matrices["output.weight"]),
-        inv_freq=inv_freq(weights.shape.head_dim, weights.shape.rope_theta),
+        inv_freq=rope.inv_freq,
+        attention_factor=rope.factor,
         kv_dtype=kv_dtype,  # type: ignore[arg-type]
         n_blocks=n_blocks,
         n_threads=n_threads,

@@ -134,9 +134,9 @@ def ldl(h: Array) -> Array:
     return out
 
 
-def rope(x: Array, positions: Array, inv_freq: Array) -> Array:
+def rope(x: Array, positions: Array, inv_freq: Array, factor: float = 1.0) -> Array:
     angle = positions.astype(np.float64)[:, None, None] * inv_freq
-    c, s = np.cos(angle).astype(F32), np.sin(angle).astype(F32)
+    c, s = (np.cos(angle) * factor).astype(F32), (np.sin(angle) * factor).astype(F32)
     even, odd = x[..., 0::2], x[..., 1::2]
     y = np.empty_like(x)
     y[..., 0::2] = fma(even, c, -(odd * s))

@@ -48,7 +48,7 @@ class Ops(Protocol):
     def embed(self, table: Matrix, ids: Array) -> Array: ...
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
     def matmul(self, x: Array, matrix: Matrix) -> Array: ...
-    def rope(self, x: Array, positions: Array, inv_freq: Array) -> Array: ...
+    def rope(self, x: Array, positions: Array, inv_freq: Array, factor: float) -> Array: ...
     def attention(self, q: Array, k: Cached, v: Cached, positions: Array) -> Array: ...
     def swiglu(self, gate: Array, up: Array) -> Array: ...
     def add(self, x: Array, y: Array) -> Array: ...
@@ -109,6 +109,42 @@ def inv_freq(head_dim: int, theta: float) -> Array:
     return np.array([float(power) for power in powers])
 
 
+@dataclass(frozen=True)
+class Rope:
+    """Frequencies (head_dim / 2,) and the factor on cos and sin."""
+
+    inv_freq: Array
+    factor: float = 1.0
+
+
+def linear_rope(head_dim: int, theta: float, factor: float) -> Rope:
+    """Positions / factor (Chen et al., 2023, section 2.3)."""
+    return Rope(inv_freq(head_dim, theta) / factor)
+
+
+def ntk_rope(head_dim: int, theta: float, factor: float) -> Rope:
+    """NTK-aware: b' = b * s^(d / (d - 2)) (Peng et al., 2023, definition 1)."""
+    return Rope(inv_freq(head_dim, theta * factor ** (head_dim / (head_dim - 2))))
+
+
+def yarn_rope(
+    head_dim: int, theta: float, factor: float, original: int, fast: float = 32, slow: float = 1
+) -> Rope:
+    """YaRN (Peng et al., 2023, sections 3.2 to 3.4), its ramp over pairs as its code has it.
+
+    A pair i turns original * theta^(-2i/d) / (2 pi) times within the original context: from
+    ceil(i(slow)) on it is interpolated, up to floor(i(fast)) kept, a straight line between.
+    """
+    plain = inv_freq(head_dim, theta)
+
+    def pair(turns: float) -> float:
+        return head_dim / 2 * np.log(original / (2 * np.pi * turns)) / np.log(theta)
+
+    first, last = max(np.floor(pair(fast)), 0), min(np.ceil(pair(slow)), head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - first) / max(last - first, 1e-3), 0, 1)
+    return Rope((1 - ramp) * plain + ramp * plain / factor, 0.1 * float(np.log(factor)) + 1)
+
+
 # --- the oracle's arithmetic ------------------------------------------------------------------
 
 
@@ -149,9 +185,9 @@ class Float64Ops:
             return y
         return self.noise(y, np.abs(x) @ matrix.magnitude.T, roundings)
 
-    def rope(self, x: Array, positions: Array, inv_freq: Array) -> Array:
+    def rope(self, x: Array, positions: Array, inv_freq: Array, factor: float = 1.0) -> Array:
         angle = positions.astype(np.float64)[:, None, None] * inv_freq
-        c, s = np.cos(angle), np.sin(angle)
+        c, s = np.cos(angle) * factor, np.sin(angle) * factor
         even, odd = x[..., 0::2], x[..., 1::2]
         y, size = np.empty_like(x), np.empty_like(x)
         y[..., 0::2], y[..., 1::2] = even * c - odd * s, even * s + odd * c
@@ -239,11 +275,18 @@ def swiglu_roundings(exp_roundings: int) -> int:
 class Forward:
     """One sequence with its KV cache; `step` appends tokens."""
 
-    def __init__(self, weights: Weights, ops: Ops | None = None, kv_dtype: str = "f32") -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        ops: Ops | None = None,
+        kv_dtype: str = "f32",
+        rope: Rope | None = None,
+    ) -> None:
         self.weights = weights
         self.ops: Ops = ops or Float64Ops()
         self.kv_dtype = kv_dtype
-        self.inv_freq = inv_freq(weights.shape.head_dim, weights.shape.rope_theta)
+        shape = weights.shape
+        self.rope = rope or Rope(inv_freq(shape.head_dim, shape.rope_theta))
         self.cache: list[tuple[Cached, Cached]] = []
         self.length = 0
 
@@ -274,8 +317,8 @@ class Forward:
         q = matmul(h, "attention.wq").reshape(n, shape.n_heads, -1)
         k = matmul(h, "attention.wk").reshape(n, shape.n_kv_heads, -1)
         v = matmul(h, "attention.wv").reshape(n, shape.n_kv_heads, -1)
-        q = ops.rope(q, positions, self.inv_freq)
-        k = ops.rope(k, positions, self.inv_freq)
+        q = ops.rope(q, positions, self.rope.inv_freq, self.rope.factor)
+        k = ops.rope(k, positions, self.rope.inv_freq, self.rope.factor)
         fresh = cache_rounding(k, self.kv_dtype), cache_rounding(v, self.kv_dtype)
         if layer == len(self.cache):
             self.cache.append(fresh)

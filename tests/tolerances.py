@@ -35,6 +35,7 @@ from reference import (
     Cached,
     Float64Ops,
     Forward,
+    Rope,
     score_roundings,
     weighted_mean_roundings,
 )
@@ -88,14 +89,19 @@ class WorstCase:
 
 
 def end_to_end(
-    weights: Weights, ids: Array, kv_dtype: str = "f32", *, runs: int = RUNS
+    weights: Weights,
+    ids: Array,
+    kv_dtype: str = "f32",
+    *,
+    runs: int = RUNS,
+    rope: Rope | None = None,
 ) -> tuple[Array, float]:
     """Return the float64 logits (n, vocab_size) of ids and the tolerance for each of them."""
-    exact = Forward(weights, kv_dtype=kv_dtype).step(ids)
+    exact = Forward(weights, kv_dtype=kv_dtype, rope=rope).step(ids)
     worst = 0.0
     for run in range(runs):
         ops = Float64Ops(noise=RandomRounding(np.random.default_rng(run)))
-        moved = Forward(weights, ops, kv_dtype).step(ids)
+        moved = Forward(weights, ops, kv_dtype, rope).step(ids)
         worst = max(worst, float(np.abs(moved - exact).max()))
     return exact, FACTOR * worst
 

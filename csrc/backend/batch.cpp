@@ -81,16 +81,25 @@ void check_batch(const Batch& batch, int64_t n_blocks) {
   check_written_blocks(batch, n_blocks);
 }
 
-void fill_rope(Batch& batch, const std::vector<double>& inv_freq) {
+void fill_rope(Batch& batch, const std::vector<double>& inv_freq, double attention_factor) {
   batch.cos.clear();
   batch.sin.clear();
   for (int64_t t = 0; t < batch.n_tokens; ++t) {
     for (const double frequency : inv_freq) {
       const SinCos value = sin_cos(batch.positions[t] * frequency);
-      batch.cos.push_back(static_cast<float>(value.cos));
-      batch.sin.push_back(static_cast<float>(value.sin));
+      batch.cos.push_back(static_cast<float>(value.cos * attention_factor));
+      batch.sin.push_back(static_cast<float>(value.sin * attention_factor));
     }
   }
+}
+
+void check_rope(const std::vector<double>& inv_freq, double attention_factor) {
+  for (const double frequency : inv_freq) {
+    require(frequency >= 0.0 && frequency <= 1.0, "a value of inv_freq lies outside [0, 1]");
+  }
+  require(attention_factor > 0.0 && attention_factor <= 1000.0,
+          "attention_factor is " + to_string(attention_factor) +
+              "; expected a number above 0, at most 1000");
 }
 
 }  // namespace llama2q

@@ -23,7 +23,11 @@ struct Batch {
 // block that is written stands in two places of the tables.
 void check_batch(const Batch& batch, int64_t n_blocks);
 
-// Fills batch.cos and batch.sin: float64 angles position * inv_freq[i], rounded to float32 last.
-void fill_rope(Batch& batch, const std::vector<double>& inv_freq);
+// Fills batch.cos and batch.sin: of float64 angles position * inv_freq[i], times attention_factor
+// (YaRN's; else 1), rounded to float32 last.
+void fill_rope(Batch& batch, const std::vector<double>& inv_freq, double attention_factor);
+
+// Throws InvalidArgument unless every frequency is in [0, 1] and the factor in (0, 1000].
+void check_rope(const std::vector<double>& inv_freq, double attention_factor);
 
 }  // namespace llama2q

@@ -81,15 +81,14 @@ py::array_t<float> rms_norm(const py::array& x, const py::array& weight, float e
 }
 
 py::array_t<float> rope(const py::array& x, const py::array& positions, const py::array& inv_freq,
-                        const Isa& isa) {
+                        const Isa& isa, double attention_factor) {
   check_array(x, "x", "float32", {kAny, kAny, kAny});
   check_array(positions, "positions", "int32", {x.shape(0)});
   require(x.shape(2) % 2 == 0, "head_dim is odd; RoPE rotates pairs");
   check_array(inv_freq, "inv_freq", "float64", {x.shape(2) / 2});
-  for (py::ssize_t i = 0; i < inv_freq.size(); ++i) {
-    const double frequency = data_of<double>(inv_freq)[i];
-    require(frequency >= 0.0 && frequency <= 1.0, "a value of inv_freq lies outside [0, 1]");
-  }
+  const std::vector<double> frequencies(data_of<double>(inv_freq),
+                                        data_of<double>(inv_freq) + inv_freq.size());
+  check_rope(frequencies, attention_factor);
   const KernelTable& table = table_of(isa);
   const int64_t n = x.shape(0), n_heads = x.shape(1), head_dim = x.shape(2);
   for (int64_t t = 0; t < n; ++t) {
@@ -106,7 +105,7 @@ py::array_t<float> rope(const py::array& x, const py::array& positions, const py
   auto y = new_floats({n, n_heads, head_dim});
   std::copy_n(data_of<float>(x), x.size(), y.mutable_data());
   const FloatEnv environment;
-  fill_rope(batch, {data_of<double>(inv_freq), data_of<double>(inv_freq) + inv_freq.size()});
+  fill_rope(batch, frequencies, attention_factor);
   for (int64_t t = 0; t < n; ++t) {
     table.rope(y.mutable_data() + t * n_heads * head_dim, batch.cos.data() + t * head_dim / 2,
                batch.sin.data() + t * head_dim / 2, n_heads, head_dim);
@@ -212,8 +211,9 @@ void bind_kernels(py::module_& m) {
   m.def("rms_norm", rms_norm, arg("x").noconvert(), arg("weight").noconvert(), arg("eps"), isa(),
         "float32 (n, dim), weight float32 (dim,) -> float32 (n, dim).");
   m.def("rope", rope, arg("x").noconvert(), arg("positions").noconvert(),
-        arg("inv_freq").noconvert(), isa(),
-        "float32 (n, n_heads, head_dim), interleaved pairs, rotated by position * inv_freq.");
+        arg("inv_freq").noconvert(), isa(), arg("attention_factor") = 1.0,
+        "float32 (n, n_heads, head_dim), interleaved pairs, rotated by position * inv_freq and "
+        "multiplied by attention_factor.");
   m.def("swiglu", swiglu, arg("gate").noconvert(), arg("up").noconvert(), isa(),
         "silu(gate) * up, float32 of equal shapes.");
   m.def("exp", exp, arg("x").noconvert(), isa(), "exp on float32; +0 for x <= -87.");

@@ -42,14 +42,16 @@ class PyModel {
   PyModel(const py::dict& config, const PyEmbedding& embedding, const py::list& layers,
           const py::array& norm, const PyMatrix& output, const py::array& inv_freq,
           const std::string& kv_dtype, int64_t n_blocks, std::optional<int> n_threads,
-          const std::string& isa, const py::list& devices, std::optional<int64_t> n_ctx_blocks) {
+          const std::string& isa, const py::list& devices, std::optional<int64_t> n_ctx_blocks,
+          double attention_factor) {
     const Config shape = config_of(config);
     shape.check();
     Weights weights{.tok_embeddings = embedding.view,
                     .layers = {},
                     .norm = kept_vector(norm, "norm", shape.dim, kept_),
                     .output = output.view,
-                    .inv_freq = {}};
+                    .inv_freq = {},
+                    .attention_factor = attention_factor};
     for (const py::array* array :
          {&embedding.codes, &embedding.scales, &output.codes, &output.scales}) {
       kept_.append(*array);
@@ -288,15 +290,16 @@ void bind_model(py::module_& m) {
                        const py::list& layers, const py::array& norm, const PyMatrix& output,
                        const py::array& inv_freq, const std::string& kv_dtype, int64_t n_blocks,
                        std::optional<int> n_threads, const std::optional<std::string>& isa,
-                       const py::list& devices, std::optional<int64_t> n_ctx_blocks) {
-             return std::make_unique<PyModel>(config, tok_embeddings, layers, norm, output,
-                                              inv_freq, kv_dtype, n_blocks, n_threads,
-                                              isa.value_or(""), devices, n_ctx_blocks);
+                       const py::list& devices, std::optional<int64_t> n_ctx_blocks,
+                       double attention_factor) {
+             return std::make_unique<PyModel>(
+                 config, tok_embeddings, layers, norm, output, inv_freq, kv_dtype, n_blocks,
+                 n_threads, isa.value_or(""), devices, n_ctx_blocks, attention_factor);
            }),
            py::kw_only(), arg("config"), arg("tok_embeddings"), arg("layers"), arg("norm"),
            arg("output"), arg("inv_freq"), arg("kv_dtype"), arg("n_blocks"),
            arg("n_threads") = py::none(), arg("isa") = py::none(), arg("devices") = py::list(),
-           arg("n_ctx_blocks") = py::none())
+           arg("n_ctx_blocks") = py::none(), arg("attention_factor") = 1.0)
       .def_property_readonly("n_blocks", &PyModel::n_blocks)
       .def_property_readonly("n_threads", &PyModel::n_threads)
       .def_property_readonly("isa", &PyModel::isa)

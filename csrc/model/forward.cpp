@@ -200,7 +200,7 @@ Batch Forward::make_batch(const StepArgs& args, int64_t begin, int64_t end) cons
               .cos = {},
               .sin = {}};
   check_batch(batch, n_blocks_);
-  fill_rope(batch, weights_.inv_freq);
+  fill_rope(batch, weights_.inv_freq, weights_.attention_factor);
   return batch;
 }
 

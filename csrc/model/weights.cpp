@@ -46,9 +46,7 @@ void Weights::check(const Config& config) const {
   require(static_cast<int64_t>(inv_freq.size()) == config.head_dim() / 2,
           "inv_freq has " + to_string(inv_freq.size()) + " values; expected " +
               to_string(config.head_dim() / 2));
-  for (const double frequency : inv_freq) {
-    require(frequency >= 0.0 && frequency <= 1.0, "a value of inv_freq lies outside [0, 1]");
-  }
+  check_rope(inv_freq, attention_factor);
   const int64_t pair_rows = 2 * kBandRows * ((config.hidden_dim + kBandRows - 1) / kBandRows);
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerView& layer = layers[i];

@@ -13,7 +13,8 @@ struct Weights {
   std::vector<LayerView> layers;
   const float* norm;
   MatrixView output;
-  std::vector<double> inv_freq;  // f64 [head_dim / 2]
+  std::vector<double> inv_freq;   // f64 [head_dim / 2]
+  double attention_factor = 1.0;  // on cos and sin of RoPE
 
   // Throws InvalidArgument naming the first matrix whose shape differs from the config, and where
   // matrices that read one activation differ in group size.

@@ -19,6 +19,7 @@ from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
 from llama2q.generate.llama import Llama, load
 from llama2q.generate.logprobs import Logprob
+from llama2q.generate.receipt import Receipt
 from llama2q.generate.score import Score
 from llama2q.generate.stream import Stream
 from llama2q.plan import Plan, plan
@@ -34,17 +35,20 @@ if TYPE_CHECKING:
     from llama2q.export.gguf import export_gguf
     from llama2q.export.mlx import export_mlx
     from llama2q.export.report import ExportReport
+    from llama2q.generate.replay import Replay, replay
 else:
     _LATER = {
         "Comparison": "llama2q.evaluate.comparison",
         "ConversionPlan": "llama2q.converter.conversion_plan",
         "ConvertReport": "llama2q.converter.converter",
         "ExportReport": "llama2q.export.report",
+        "Replay": "llama2q.generate.replay",
         "compare": "llama2q.evaluate.compare",
         "convert": "llama2q.converter.converter",
         "export_gguf": "llama2q.export.gguf",
         "export_mlx": "llama2q.export.mlx",
         "plan_conversion": "llama2q.converter.conversion_plan",
+        "replay": "llama2q.generate.replay",
     }
 
     def __getattr__(name: str) -> Any:
@@ -66,6 +70,8 @@ __all__ = [
     "Logprob",
     "ModelConfig",
     "Plan",
+    "Receipt",
+    "Replay",
     "SamplingParams",
     "Score",
     "Stream",
@@ -82,4 +88,5 @@ __all__ = [
     "plan",
     "plan_conversion",
     "predict",
+    "replay",
 ]

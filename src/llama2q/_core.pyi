@@ -166,11 +166,13 @@ class Model:
         isa: str | None = None,
         devices: list[tuple[DeviceLibrary, int, int]] = [],
         n_ctx_blocks: int | None = None,
+        attention_factor: float = 1.0,
     ) -> None:
         """config: keys of ModelConfig.to_dict. Keys of a layer: attention_norm, wq, wk, wv, wo,
         ffn_norm, w1_w3 (alternating bands), w2. inv_freq float64 (head_dim / 2,). devices: a
         library, the number of a device and how many layers it gets, the last ones of the model;
-        n_ctx_blocks: blocks of the longest sequence (all)."""
+        n_ctx_blocks: blocks of the longest sequence (all); attention_factor: on cos and sin of
+        RoPE."""
 
     @property
     def n_blocks(self) -> int: ...
@@ -402,7 +404,13 @@ def quantize_activations(
     x: _F32, group_size: int, isa: str | None = None
 ) -> tuple[NDArray[np.int8], _F32]: ...
 def rms_norm(x: _F32, weight: _F32, eps: float, isa: str | None = None) -> _F32: ...
-def rope(x: _F32, positions: _I32, inv_freq: NDArray[np.float64], isa: str | None = None) -> _F32:
+def rope(
+    x: _F32,
+    positions: _I32,
+    inv_freq: NDArray[np.float64],
+    isa: str | None = None,
+    attention_factor: float = 1.0,
+) -> _F32:
     """x (n, n_heads, head_dim), interleaved pairs."""
 
 def swiglu(gate: _F32, up: _F32, isa: str | None = None) -> _F32: ...

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
 from llama2q.kv_blocks import BlockPool, Sequence, blocks_for
 from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for, threads_for
+from llama2q.rope_scaling import RopeChoice
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
@@ -73,6 +74,7 @@ class Engine(Closing):
         isa: str | None = None,
         max_sequences: int | None = None,
         request: DeviceRequest = CPU_ONLY,
+        rope_scaling: RopeChoice = None,
     ) -> None:
         """Map a `.l2q` file and make its KV cache, whose memory is committed as it is used.
 
@@ -95,6 +97,8 @@ class Engine(Closing):
             the weights, 1 to 8; with layers on GPUs, as many as cost none of these.
         request : DeviceRequest
             GPUs that may be used.
+        rope_scaling : str, mapping or None
+            As in `llama2q.load`.
 
         Raises
         ------
@@ -109,12 +113,11 @@ class Engine(Closing):
         """
         check_count("n_threads", n_threads)
         check_count("max_sequences", max_sequences)
-        self._closed = False
         self._flags: set[_core.CancelFlag] = set()
         self._lock = threading.Lock()
         self._file = L2qFile(path)
         try:
-            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences, request)
+            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences, request, rope_scaling)
         except BaseException:
             self._file.close()
             raise
@@ -127,6 +130,7 @@ class Engine(Closing):
         isa: str | None,
         max_sequences: int | None,
         request: DeviceRequest,
+        rope_scaling: RopeChoice,
     ) -> None:
         config = self.config
         plan = plan_for(
@@ -137,6 +141,7 @@ class Engine(Closing):
             n_threads=n_threads,
             isa=isa,
             request=request,
+            rope_scaling=rope_scaling,
         )
         if not plan.can_load:
             raise InsufficientMemoryError(plan.message)
@@ -170,6 +175,7 @@ class Engine(Closing):
             devices=plan.devices,
             n_ctx_blocks=blocks_for(self.n_ctx),
             stream_tokens=plan.stream_tokens,
+            rope=plan.rope,
         )
         for note in self._model.notes:
             _log.warning("%s", note)
@@ -209,7 +215,6 @@ class Engine(Closing):
     def close(self) -> None:
         """Stop running steps between two layers and let go of weights, cache and file."""
         with self._lock:
-            self._closed = True
             for flag in self._flags:
                 flag.set()
             self._model = None
@@ -277,11 +282,7 @@ class Engine(Closing):
         TruncatedFileError
             If the model file has become shorter or longer meanwhile.
         """
-
-        def step(model: _core.Model, flag: _core.CancelFlag) -> NDArray[np.float32]:
-            return model.step(*_step_arrays(spans), output="logits", cancel=flag)
-
-        return self._run(spans, cancel, step)
+        return self._forward(spans, cancel, "logits")
 
     def forward_largest(
         self, spans: AbstractSequence[Span], k: int, cancel: _core.CancelFlag | None = None
@@ -305,6 +306,23 @@ class Engine(Closing):
 
         def step(model: _core.Model, flag: _core.CancelFlag) -> tuple[NDArray[np.float32], _I32]:
             return model.step_largest(*_step_arrays(spans), k=k, cancel=flag)
+
+        return self._run(spans, cancel, step)
+
+    def forward_hidden(
+        self, spans: AbstractSequence[Span], cancel: _core.CancelFlag | None = None
+    ) -> NDArray[np.float32]:
+        """Take a step like `forward`; return the final norm's output: float32 (n_rows, dim)."""
+        return self._forward(spans, cancel, "hidden")
+
+    def _forward(
+        self,
+        spans: AbstractSequence[Span],
+        cancel: _core.CancelFlag | None,
+        output: Literal["logits", "hidden"],
+    ) -> NDArray[np.float32]:
+        def step(model: _core.Model, flag: _core.CancelFlag) -> NDArray[np.float32]:
+            return model.step(*_step_arrays(spans), output=output, cancel=flag)
 
         return self._run(spans, cancel, step)
 

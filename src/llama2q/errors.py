@@ -201,6 +201,10 @@ class DeviceError(Llama2qError):
     """A GPU, its driver or the library of its kernels cannot do what was asked."""
 
 
+class ReceiptError(Llama2qError, ValueError):
+    """A receipt is malformed, or is not of this model or version."""
+
+
 class CancelledError(Llama2qError):
     """A step was cancelled through its flag."""
 

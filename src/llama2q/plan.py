@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,6 +18,7 @@ from llama2q.memory import format_size, parse_size
 from llama2q.needs import Alternative, Needs, alternatives, choose_kv_dtype, choose_n_sequences
 from llama2q.placement import place
 from llama2q.read_ahead import ReadAhead, read_ahead_for
+from llama2q.rope_scaling import RopeChoice, RopeScaling, choose_rope
 from llama2q.split import DeviceShare
 
 KvChoice: TypeAlias = Literal["auto", "f32", "f16", "int8"]
@@ -58,6 +59,8 @@ class Plan:
         Weights that a step of one token reads on the host.
     all_on_gpu_bytes : int or None
         What one GPU would take for all layers, where there are GPUs and layers that do not fit.
+    rope : RopeScaling
+        What acts in this context.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Plan:
     stream_tokens: int | None = None
     read_bytes: int = 0
     all_on_gpu_bytes: int | None = None
+    rope: RopeScaling = field(default_factory=RopeScaling)
 
     @property
     def anonymous_bytes(self) -> int:
@@ -167,6 +171,7 @@ class Plan:
         """Return the fields and what follows from them, for JSON."""
         return {
             **asdict(self),
+            "rope": self.rope.to_dict(),
             "anonymous_bytes": self.anonymous_bytes,
             "total_bytes": self.total_bytes,
             "fits": self.fits,
@@ -187,6 +192,7 @@ def plan(
     gpu_memory: int | str | None = None,
     stream_prefill: int | str | None = "auto",
     gpu_bandwidth: int | str | None = None,
+    rope_scaling: RopeChoice = None,
 ) -> Plan:
     """Say what a model would need; reads the file's header only.
 
@@ -203,7 +209,7 @@ def plan(
         free here, within the limit of the process's cgroup.
     n_sequences : int
         Full contexts that the KV cache holds.
-    device, gpu_layers, gpu_memory, stream_prefill
+    device, gpu_layers, gpu_memory, stream_prefill, rope_scaling
         As in `llama2q.load`. With gpu_memory and without a GPU: the plan for one that has so much.
     gpu_bandwidth : int, str or None
         Of the memory of GPUs, in bytes per second or text like "1008GB", for `llama2q.predict`;
@@ -239,6 +245,7 @@ def plan(
             n_sequences=n_sequences,
             request=request,
             devices=_imagined(request, gpu_bandwidth),
+            rope_scaling=rope_scaling,
         )
 
 
@@ -269,6 +276,7 @@ def plan_for(
     isa: str | None = None,
     request: DeviceRequest = CPU_ONLY,
     devices: Sequence[Device] | None = None,
+    rope_scaling: RopeChoice = None,
 ) -> Plan:
     """Plan for an open file; see `plan`.
 
@@ -284,6 +292,8 @@ def plan_for(
         GPUs that may be used.
     devices : sequence of Device or None
         To plan for; None looks for them.
+    rope_scaling : str, mapping or None
+        As in `llama2q.load`.
     """
     config = file.config
     if kv_choice not in get_args(KvChoice):
@@ -291,14 +301,10 @@ def plan_for(
             f"kv_dtype is {kv_choice!r}; expected one of {', '.join(get_args(KvChoice))}"
         )
     check_count("n_ctx", n_ctx)
-    if n_ctx is not None and n_ctx > config.max_seq_len:
-        raise InvalidArgumentError(
-            f"n_ctx is {n_ctx}; the model's context is {config.max_seq_len} tokens at most"
-        )
+    rope, n_ctx = choose_rope(rope_scaling, file.metadata.rope, config, n_ctx)
     if available is None:
         available = system_memory.available_bytes()
     needs = Needs.of(file, threads_for(n_threads), isa)
-    n_ctx = n_ctx or config.max_seq_len
     shares: tuple[DeviceShare, ...] = ()
     stream_tokens: int | None = None
     all_on_gpu: int | None = None
@@ -349,6 +355,7 @@ def plan_for(
         stream_tokens=stream_tokens,
         read_bytes=needs.step_weights(file),
         all_on_gpu_bytes=all_on_gpu,
+        rope=rope,
     )
 
 

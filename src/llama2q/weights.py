@@ -13,8 +13,10 @@ from llama2q.devices import library
 from llama2q.format.layout import INV_FREQ
 from llama2q.format.reader import L2qFile
 from llama2q.format.recipe import EMBEDDINGS, LAYER_MATRICES, OUTPUT
+from llama2q.format.rope import attention_factor, inv_freq
 from llama2q.quant import GRIDS
 from llama2q.read_ahead import LOADING, ReadAhead, is_worth_loading, layer_ranges
+from llama2q.rope_scaling import RopeScaling
 from llama2q.split import DeviceShare
 
 
@@ -29,6 +31,7 @@ def build_model(
     devices: Sequence[DeviceShare] = (),
     n_ctx_blocks: int | None = None,
     stream_tokens: int | None = None,
+    rope: RopeScaling | None = None,
 ) -> _core.Model:
     """Hand every tensor of a file to the core.
 
@@ -52,8 +55,14 @@ def build_model(
         Blocks of the longest sequence; None: all.
     stream_tokens : int or None
         Passes of so many tokens send the CPU's layers through the first device.
+    rope : RopeScaling or None
+        What acts in this context; None: the file's own.
     """
     config = file.config
+    if rope is None or rope == file.metadata.rope:
+        rope, frequencies = file.metadata.rope, file.array(INV_FREQ)
+    else:
+        frequencies = inv_freq(config.rope_theta, config.head_dim, rope)
     layers: list[dict[str, _core.Matrix | NDArray[np.float32]]] = []
     for i in range(config.n_layers):
         layer: dict[str, _core.Matrix | NDArray[np.float32]] = {
@@ -68,13 +77,14 @@ def build_model(
         layers=layers,
         norm=file.array("norm.weight"),
         output=matrix_of(file, OUTPUT),
-        inv_freq=file.array(INV_FREQ),
+        inv_freq=frequencies,
         kv_dtype=kv_dtype,
         n_blocks=n_blocks,
         n_threads=n_threads,
         isa=isa,
         devices=[(library(), share.index, share.n_layers) for share in devices],
         n_ctx_blocks=n_ctx_blocks,
+        attention_factor=attention_factor(rope),
     )
     if stream_tokens is not None:
         model.set_layer_stream(stream_tokens)

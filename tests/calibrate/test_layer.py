@@ -24,7 +24,7 @@ def test_same_bits_as_the_model(convert_mini: Callable[..., Path], quant: str) -
     where = (positions, np.zeros(n, np.int32), table)
     with L2qFile(convert_mini(quant=quant)) as file:
         model = build_model(file, kv_dtype="f32", n_blocks=2, n_threads=2)
-        layer = Layer.of(file.config, 2)
+        layer = Layer.of(file.config, 2, file.metadata.rope)
 
         def matrices(name: str) -> list[_core.Matrix]:
             """Return a matrix of layer 2; of w1_w3 both halves, whose bands alternate."""

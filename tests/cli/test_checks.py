@@ -47,8 +47,8 @@ def test_a_hugging_face_folder(mini_checkpoint: Path, tmp_path: Path) -> None:
     assert "a Hugging Face checkpoint (config.json): q and k rows un-permuted\n" in done.stderr
     assert "chat template: zephyr\n" in done.stderr
     assert json.loads(run("inspect", path, "--json").stdout)["template"] == "zephyr"
-    change_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 2.0})
-    assert_one_error_line(run_convert(folder, "-o", path, "--force"), "of type 'linear'")
+    change_json(folder / "config.json", rope_scaling={"type": "longrope", "factor": 2.0})
+    assert_one_error_line(run_convert(folder, "-o", path, "--force"), "of type 'longrope'")
     other = run_convert(folder, "--chat-template", "alpaca")
     assert other.returncode == 2
     assert "alpaca" in other.stderr

@@ -12,6 +12,7 @@ from converter.hf_files import hf_config
 from converter.pth_files import SMALL
 from llama2q.converter.hf_config import HfConfig, read_config
 from llama2q.errors import ParamsError, UnreadableFileError, UnsupportedModelError
+from llama2q.rope_scaling import RopeScaling
 
 
 def read(folder: Path, **changes: Any) -> HfConfig:
@@ -47,20 +48,84 @@ def test_spellings_of_rope(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert found.notes == ()
 
 
+def scaling(kind: Any, factor: float, original: int = 4096, **more: Any) -> RopeScaling:
+    return RopeScaling(scaling=kind, factor=factor, original_max_seq_len=original, **more)
+
+
+SCALED: list[tuple[dict[str, Any], dict[str, Any], RopeScaling, int]] = [
+    ({"type": "linear", "factor": 8.0}, {}, scaling("linear", 8.0), 32768),
+    ({"rope_type": "linear", "factor": 4}, {}, scaling("linear", 4.0), 16384),
+    (  # Vicuna 1.5 16k
+        {"type": "linear", "factor": 4.0},
+        {"max_sequence_length": 16000},
+        scaling("linear", 4.0),
+        16000,
+    ),
+    ({"type": "yarn", "factor": 16.0}, {}, scaling("yarn", 16.0), 65536),
+    (  # YaRN's own Llama 2 models
+        {
+            "type": "yarn",
+            "factor": 16.0,
+            "original_max_position_embeddings": 4096,
+            "finetuned": True,
+        },
+        {"max_position_embeddings": 65536},
+        scaling("yarn", 16.0),
+        65536,
+    ),
+    (
+        {
+            "rope_type": "yarn",
+            "factor": 2,
+            "attention_factor": 0.5,
+            "beta_fast": 16,
+            "beta_slow": None,
+            "truncate": False,
+        },
+        {"max_position_embeddings": None},
+        scaling("yarn", 2.0, 2048, attention_factor=0.5, beta_fast=16.0, truncate=False),
+        4096,
+    ),
+    ({"type": "yarn", "factor": 1.0}, {}, RopeScaling(), 4096),
+]
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(("settings", "more", "rope", "length"), SCALED)
+def test_scaled_positions(
+    tmp_path: Path,
+    key: str,
+    settings: Any,
+    more: dict[str, Any],
+    rope: RopeScaling,
+    length: int,
+) -> None:
+    found = read(tmp_path, **{key: settings}, **more)
+    assert found.rope == rope
+    assert found.model.max_seq_len == length
+    for note in found.notes:
+        assert f"tokens become {length}" in note
+    assert len(found.notes) == (rope.scaling != "none")
+
+
 @pytest.mark.parametrize(
-    "settings", [{"type": "dynamic", "factor": 2.0}, {"rope_type": "dynamic", "factor": 4}]
+    "settings", [{"type": "dynamic", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2}]
 )
 def test_dynamic_scaling_acts_beyond_the_context_only(tmp_path: Path, settings: Any) -> None:
-    (note,) = read(tmp_path, rope_scaling=settings).notes
+    found = read(tmp_path, rope_scaling=settings)
+    (note,) = found.notes
     assert "acts only beyond 4096 tokens" in note
+    assert "up to 8192" in note
+    assert found.rope == scaling("dynamic", 2.0)
+    assert found.model.max_seq_len == 4096
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"type": "linear", "factor": 8.0}, r"of type 'linear' \(factor 8.0\)"),
-        ({"type": "linear"}, r"of type 'linear' \(factor None\)"),
-        ({"type": "yarn", "factor": 16.0}, "of type 'yarn'"),
+        ({"type": "yarn", "factor": 16.0, "mscale": 0.7}, "of type yarn has .*mscale"),
+        ({"type": "linear", "factor": 2.0, "beta_fast": 32}, "of type linear has .*beta_fast"),
+        ({"type": "linear", "factor": 2, "partial_rotary_factor": 0.5}, "a part of each head"),
         ({"rope_type": "longrope"}, "of type 'longrope'"),
         (
             {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
@@ -81,6 +146,27 @@ def test_scaling_that_is_refused(tmp_path: Path, key: str, settings: Any, named:
     [
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; expected an object"),
         ({"rope_scaling": {"type": 3}}, "expected its type as a text"),
+        ({"rope_scaling": {"type": "linear"}}, "has no factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor is 0.5; expected a number"),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, "expected a number"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e9}}, "expected a number"),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2},
+                "rope_parameters": {"type": "linear", "factor": 4},
+            },
+            "differ; keep one",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4}, "max_sequence_length": 4095},
+            "max_sequence_length is 4095",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 0}},
+            "original_max_seq_len is 0",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "beta_slow": 33}}, "beta_slow is 33"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 1}}, "truncate is 1"),
         ({"rope_scaling": {"type": "linear", "rope_type": "yarn"}}, "names two types"),
         ({"rope_parameters": {"rope_theta": 5e5}}, "gives rope_theta twice: 10000 and 500000"),
         ({"rope_theta": 0}, "rope_theta is 0; expected a number"),

@@ -35,6 +35,7 @@ from llama2q.errors import (
     UnsupportedVersionError,
 )
 from llama2q.format import L2qFile
+from llama2q.format.header import canonical_json
 from llama2q.quant import grid_values, int4, int8
 from numpy_quantizers import SMALL, TOKENIZER, random_weights
 
@@ -210,12 +211,25 @@ def set_metadata(key: str, value: str | None) -> Callable[[Header], None]:
     return edit
 
 
+def linear(**changes: Any) -> str:
+    return canonical_json(
+        {"scaling": "linear", "factor": 2.0, "original_max_seq_len": 16, **changes}
+    )
+
+
 HEADER_FAULTS: list[tuple[Callable[[Header], None], type[FormatError], str]] = [
     (set_metadata("format", "gguf"), NotAnL2qFileError, "not a .l2q model"),
     (set_metadata("format_version", "2"), UnsupportedVersionError, "version 2; .* reads 1"),
     (set_metadata("rope", None), HeaderError, r"missing keys \['rope'\]"),
     (set_metadata("extra", "1"), HeaderError, r"unknown \['extra'\]"),
-    (set_metadata("rope", '{"scaling":"yarn"}'), HeaderError, "rope is"),
+    (set_metadata("rope", "[]"), HeaderError, "rope is not a JSON object"),
+    (set_metadata("rope", '{"scaling":"yarn"}'), HeaderError, "rope: .*missing keys"),
+    (set_metadata("rope", '{"scaling":"other"}'), HeaderError, "rope: .*missing keys"),
+    (set_metadata("rope", '{"factor":2.0,"scaling":"none"}'), HeaderError, "unknown .*factor"),
+    (set_metadata("rope", linear(factor=2)), HeaderError, "factor of rope scaling is 2;"),
+    (set_metadata("rope", linear(factor=1e9)), HeaderError, "factor of rope scaling is 1000000"),
+    (set_metadata("rope", linear(scaling=["x"])), HeaderError, "the type of rope scaling"),
+    (set_metadata("rope", linear(original_max_seq_len=0)), HeaderError, "original_max_seq_len"),
     (set_metadata("rope", '{"scaling": "none"}'), HeaderError, "rope is not canonical"),
     (set_metadata("template", "alpaca"), HeaderError, "template is 'alpaca'"),
     (set_metadata("config", "[]"), HeaderError, "config is not a JSON object"),

@@ -286,7 +286,7 @@ for _label, _values, _sentence in (
     ("mistral", {"model_type": "mistral"}, "model_type 'mistral'"),
     ("qwen", {"model_type": "qwen2"}, "model_type 'qwen2'"),
     ("llama-3", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "of type 'llama3'"),
-    ("linear-rope", {"rope_parameters": {"rope_type": "linear", "factor": 4}}, "type 'linear'"),
+    ("long-rope", {"rope_parameters": {"rope_type": "longrope", "factor": 4}}, "type 'longrope'"),
     ("gptq", {"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
     ("biases", {"attention_bias": True}, "biases in attention"),
     ("own-code", {"auto_map": {"AutoModel": "evil.Model"}}, "which is never run"),

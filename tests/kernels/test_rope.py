@@ -37,6 +37,22 @@ def test_float64(head_dim: int, theta: float) -> None:
     assert_within(_core.rope(x, positions, frequencies), exact, limit)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("factor", [0.1, 1.2302585092994046, 3.0])
+def test_attention_factor(isa: str, factor: float) -> None:
+    """On cos and sin in float64, before these are rounded; 1 changes no bit."""
+    x = floats(7, (len(POSITIONS), 3, 64), 5)
+    frequencies = inv_freq(64, 10000.0)
+    rotated = _core.rope(x, POSITIONS, frequencies, isa, factor)
+    assert_same_bits(rotated, contract.rope(x, POSITIONS, frequencies, factor))
+    exact, limit = of_one_op(
+        lambda ops: ops.rope(x.astype(np.float64), POSITIONS, frequencies, factor)
+    )
+    assert_within(rotated, exact, limit)
+    plain = _core.rope(x, POSITIONS, frequencies, isa)
+    assert_same_bits(_core.rope(x, POSITIONS, frequencies, isa, 1.0), plain)
+
+
 def test_pairs_are_neighbours() -> None:
     """At position 1 the first pair turns by one radian: (1, 0) becomes (cos 1, sin 1)."""
     x = np.zeros((1, 1, 8), np.float32)
@@ -60,3 +76,8 @@ def test_arguments_are_checked() -> None:
         _core.rope(x, np.zeros(1, np.int32), inv_freq(32, 10000.0))
     with pytest.raises(InvalidArgumentError):
         _core.rope(x, np.array([-1], np.int32), inv_freq(64, 10000.0))
+    for factor in (0.0, -1.0, 1001.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidArgumentError, match="attention_factor"):
+            _core.rope(x, np.zeros(1, np.int32), inv_freq(64, 10000.0), None, factor)
+    with pytest.raises(InvalidArgumentError, match="inv_freq"):
+        _core.rope(x, np.zeros(1, np.int32), 2 * inv_freq(64, 10000.0))

@@ -73,6 +73,14 @@ NATIVE = (
         "kernels/test_rope.py::test_float64",
     ),
     fault(
+        "sin without YaRN's factor",
+        "csrc/backend/batch.cpp",
+        "static_cast<float>(value.sin * attention_factor)",
+        "static_cast<float>(value.sin)",
+        "kernels/test_rope.py::test_attention_factor",
+        "engine/test_rope_scaling.py::test_step_is_the_contract",
+    ),
+    fault(
         "caller's rounding and denormal modes kept",
         "csrc/base/float_env.h",
         "{ _mm_setcsr(0x1F80); }",

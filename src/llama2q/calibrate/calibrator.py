@@ -28,6 +28,7 @@ from llama2q.format.layout import MatrixSpec
 from llama2q.format.recipe import EMBEDDINGS, Recipe
 from llama2q.quant import grid_values, int8
 from llama2q.quant.bits import widen
+from llama2q.rope_scaling import RopeScaling
 
 _F32: TypeAlias = NDArray[np.float32]
 Codes: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float16]]
@@ -75,6 +76,8 @@ class Calibrator:
         weighs the errors of a scale search by the inputs' squares; "gptq" hands errors on to the
         columns that are still to be rounded (`_core.feed_back_int4`), and asks wo and w2 to bring
         the residual stream back to that of the model that is not rounded.
+    rope : RopeScaling
+        The model's own.
     checked, weights : Weights
         The same tensors, each read once from `checked` when it is rounded; `weights` serves
         whatever else they are needed for.
@@ -94,6 +97,7 @@ class Calibrator:
         windows: Iterable[list[int]],
         stored: Stored,
         n_threads: int,
+        rope: RopeScaling,
     ) -> None:
         if recipe.group_size is None or recipe.grid is None:
             raise CalibrationError(f"a recipe of {recipe.quant} cannot be calibrated, only int4")
@@ -107,7 +111,7 @@ class Calibrator:
         self._stored_of = stored
         self._stored: Mapping[str, Codes] | None = None
         self._n_threads = n_threads
-        self._layer = Layer.of(config, n_threads)
+        self._layer = Layer.of(config, n_threads, rope)
         self._rounded = self._layers()
         self._x: list[_F32] = []
         self._exact: list[_F32] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,9 +19,11 @@ from llama2q.cli.options import (
     Kv,
     KvChoice,
     ModelFile,
+    RopeScaling,
     StreamPrefill,
     Threads,
     layers_of,
+    rope_of,
     stream_of,
 )
 from llama2q.errors import InvalidArgumentError
@@ -64,7 +67,15 @@ def generate(
         int | None,
         typer.Option(help="With --json: log-probabilities of the K likeliest.", metavar="K"),
     ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Write what `llama2q replay` proves the tokens from.",
+        ),
+    ] = None,
     ctx: Context = None,
+    rope_scaling: RopeScaling = None,
     kv: Kv = KvChoice.auto,
     threads: Threads = None,
     device: Device = "auto",
@@ -81,6 +92,8 @@ def generate(
             prompt = sys.stdin.buffer.read().decode("utf-8", "replace")
         if logprobs is not None and not json:
             raise InvalidArgumentError("--logprobs is shown in JSON only; add --json")
+        if receipt is not None and n > 1:
+            raise InvalidArgumentError("--receipt is of one sample; with --n take those of --json")
         params = llama2q.SamplingParams(
             temperature=temperature,
             top_p=top_p,
@@ -108,6 +121,7 @@ def generate(
             gpu_layers=layers_of(gpu_layers),
             gpu_memory=gpu_memory,
             stream_prefill=stream_of(stream_prefill),
+            rope_scaling=rope_of(rope_scaling),
         ) as llm:
             if json or n > 1:
                 completion = llm.generate(prompt, params)
@@ -115,10 +129,12 @@ def generate(
                 completion = _stream(llm, prompt, params)
             kv_dtype = llm.engine.kv_dtype
         if json:
-            print_json(asdict(completion))
+            print_json(_values(completion))
         elif n > 1:
             for sample in completion.samples:
                 print(f"--- {sample.index}\n{sample.prompt or ''}{sample.text}")
+        if receipt is not None and completion.receipt is not None:
+            receipt.write_text(completion.receipt.to_json() + "\n", encoding="ascii")
         for sample in completion.samples:
             _note(sample, kv_dtype)
 
@@ -130,6 +146,16 @@ def _stream(llm: Llama, prompt: str, params: SamplingParams) -> Completion:
             print(chunk.text, end="", flush=True)
     print()
     return stream.completion
+
+
+def _values(completion: Completion) -> dict[str, Any]:
+    """Return what JSON can hold."""
+    receipt = completion.receipt
+    return {
+        **asdict(replace(completion, others=(), receipt=None)),
+        "others": [_values(other) for other in completion.others],
+        "receipt": None if receipt is None else receipt.to_dict(),
+    }
 
 
 def _note(completion: Completion, kv_dtype: str) -> None:

@@ -33,6 +33,7 @@ def describe(file: L2qFile, *, tensors: bool = False, licences: bool = False) ->
         "model_id": file.model_id,
         "template": file.template,
         "config": file.config.to_dict(),
+        "rope": file.metadata.rope.to_dict(),
         "quant": recipe.quant,
         "method": recipe.method,
         "calibration": recipe.calibration,
@@ -59,6 +60,12 @@ def describe(file: L2qFile, *, tensors: bool = False, licences: bool = False) ->
             for info in file.tensors.values()
         ]
     return description
+
+
+def _scaling(rope: dict[str, Any]) -> str:
+    if rope["scaling"] == "none":
+        return ""
+    return f", rope scaling {rope['scaling']} {rope['factor']:g} of {rope['original_max_seq_len']}"
 
 
 def _first_line(text: str) -> str:
@@ -94,7 +101,7 @@ def print_description(values: dict[str, Any]) -> None:
         ("layers", f"{config['n_layers']}, dim {config['dim']}, hidden {config['hidden_dim']}"),
         ("heads", f"{config['n_heads']}, KV heads {config['n_kv_heads']}"),
         ("vocabulary", config["vocab_size"]),
-        ("context", f"{config['max_seq_len']} tokens"),
+        ("context", f"{config['max_seq_len']} tokens{_scaling(values['rope'])}"),
         ("template", values["template"]),
         ("source", ", ".join(entry["name"] for entry in values["source"]) or "not recorded"),
     ]

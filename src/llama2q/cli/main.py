@@ -23,11 +23,14 @@ from llama2q.cli.options import (
     KvChoice,
     ModelFile,
     Protocol,
+    RopeScaling,
     TextFile,
     Threads,
     layers_of,
+    rope_of,
 )
 from llama2q.cli.plan import plan
+from llama2q.cli.replay import replay
 from llama2q.cli.score import score
 from llama2q.cli.verify import verify
 
@@ -92,6 +95,7 @@ def perplexity(
             help="llama.cpp: chunks of 512, the second half scored; gptq: windows of 2048."
         ),
     ] = Protocol.llama_cpp,
+    rope_scaling: RopeScaling = None,
     chunks: Annotated[int | None, typer.Option(help="Only the first N chunks.")] = None,
     kv: Kv = KvChoice.auto,
     threads: Threads = None,
@@ -114,6 +118,7 @@ def perplexity(
                 device=device,
                 gpu_layers=layers_of(gpu_layers),
                 gpu_memory=gpu_memory,
+                rope_scaling=rope_of(rope_scaling),
             ) as llm,
             ProgressBar("perplexity", "chunks") as bar,
         ):
@@ -129,7 +134,7 @@ def perplexity(
         )
 
 
-for command in (generate, score, compare, export, plan, bench, verify, doctor):
+for command in (generate, replay, score, compare, export, plan, bench, verify, doctor):
     app.command()(command)
 
 

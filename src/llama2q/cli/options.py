@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from llama2q.errors import InvalidArgumentError
+
 
 class KvChoice(StrEnum):
     """Types of the KV cache."""
@@ -54,6 +56,29 @@ StreamPrefill = Annotated[
         show_default=True,
     ),
 ]
+
+
+RopeScaling = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE[:FACTOR]",
+        help="For contexts beyond the model's: linear, ntk or yarn; none turns the file's own off. "
+        "Without a factor it follows from --ctx.",
+    ),
+]
+
+
+def rope_of(text: str | None) -> str | dict[str, str | float] | None:
+    """Read --rope-scaling."""
+    kind, colon, factor = (text or "").partition(":")
+    if not colon:
+        return text
+    try:
+        return {"type": kind, "factor": float(factor)}
+    except ValueError:
+        raise InvalidArgumentError(
+            f"--rope-scaling is {text!r}; expected TYPE or TYPE:FACTOR, as yarn:4"
+        ) from None
 
 
 def stream_of(text: str) -> int | str | None:

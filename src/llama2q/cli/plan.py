@@ -16,8 +16,10 @@ from llama2q.cli.options import (
     Kv,
     KvChoice,
     ModelFile,
+    RopeScaling,
     StreamPrefill,
     layers_of,
+    rope_of,
     stream_of,
 )
 
@@ -25,6 +27,7 @@ from llama2q.cli.options import (
 def plan(
     file: ModelFile,
     ctx: Context = None,
+    rope_scaling: RopeScaling = None,
     kv: Kv = KvChoice.auto,
     memory: Annotated[
         str | None,
@@ -56,6 +59,7 @@ def plan(
             gpu_memory=gpu_memory,
             gpu_bandwidth=gpu_bandwidth,
             stream_prefill=stream_of(stream_prefill),
+            rope_scaling=rope_of(rope_scaling),
         )
         speed = llama2q.predict(result)
         if json:

@@ -18,8 +18,10 @@ from llama2q.cli.options import (
     Kv,
     KvChoice,
     ModelFile,
+    RopeScaling,
     Threads,
     layers_of,
+    rope_of,
 )
 
 
@@ -27,6 +29,7 @@ def score(
     file: ModelFile,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to score; - is stdin.")],
     ctx: Context = None,
+    rope_scaling: RopeScaling = None,
     kv: Kv = KvChoice.auto,
     threads: Threads = None,
     device: Device = "auto",
@@ -48,6 +51,7 @@ def score(
             device=device,
             gpu_layers=layers_of(gpu_layers),
             gpu_memory=gpu_memory,
+            rope_scaling=rope_of(rope_scaling),
         ) as llm:
             result = llm.score(text)
             kv_dtype = llm.engine.kv_dtype

@@ -37,6 +37,7 @@ from llama2q.errors import (
     TokenizerError,
     UnreadableFileError,
 )
+from llama2q.rope_scaling import RopeScaling
 from llama2q.tokenizer import Tokenizer
 
 MAX_TOKENIZER_BYTES = 1 << 26
@@ -146,6 +147,11 @@ class MetaCheckpoint(Closing):
     def sources(self) -> list[Path]:
         """Every file that is read."""
         return [*self.shards, self.params_path, self.tokenizer_path]
+
+    @property
+    def rope(self) -> RopeScaling:
+        """None: params.json has no scaling of positions."""
+        return RopeScaling()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -341,6 +341,7 @@ def _calibrator(
     return Calibrator(
         config,
         recipe,
+        rope=job.metadata.rope,
         checked=source,
         weights=job.checkpoint,
         windows=job.calibration.windows,

@@ -16,6 +16,7 @@ from llama2q.converter.gguf_folder import gguf_in, is_gguf
 from llama2q.converter.hf_checkpoint import HfCheckpoint
 from llama2q.converter.hf_folder import is_hugging_face
 from llama2q.converter.hub_cache import snapshot_in
+from llama2q.rope_scaling import RopeScaling
 
 
 class Checkpoint(Protocol):
@@ -35,6 +36,10 @@ class Checkpoint(Protocol):
     @property
     def config(self) -> ModelConfig:
         """Shape of the model."""
+
+    @property
+    def rope(self) -> RopeScaling:
+        """Scaling of positions that it was trained with."""
 
     @property
     def dtype(self) -> str:

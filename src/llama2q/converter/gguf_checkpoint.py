@@ -25,6 +25,7 @@ from llama2q.converter.gguf_values import GgufValues
 from llama2q.converter.json_file import shown
 from llama2q.converter.meta_tensors import tensor_shapes
 from llama2q.errors import InvalidArgumentError, TensorSetError
+from llama2q.rope_scaling import RopeScaling
 
 _NOTED = ("general.name", "general.license", "general.license.name", "general.license.link")
 _QUANTIZATION_VERSION = 2
@@ -143,6 +144,11 @@ class GgufCheckpoint(Closing):
         title = self._files[0].values.get("general.name")
         name = f"{self.name} {title}" if isinstance(title, str) else self.name
         return detect_template(name.strip(), self.template_text)
+
+    @property
+    def rope(self) -> RopeScaling:
+        """None: files with scaled positions are refused."""
+        return RopeScaling()
 
     @property
     def dtype(self) -> str:

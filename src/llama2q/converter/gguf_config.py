@@ -144,8 +144,8 @@ def _refuse_others(values: GgufValues) -> tuple[str, ...]:
     if scaling not in (None, "none") and not (scaling == "linear" and factor == 1):
         raise UnsupportedModelError(
             f"{where} asks for rope scaling of type {shown(scaling)} (factor {shown(factor)}); "
-            "this engine does not compute it yet. Take a model without it, such as the one that "
-            "this was made from"
+            "that is not read from GGUF files yet. Convert the Hugging Face checkpoint that this "
+            "was made from"
         )
     unknown = []
     for key, found in values.values.items():

@@ -49,6 +49,7 @@ from llama2q.errors import (
     TensorSetError,
     UnsupportedModelError,
 )
+from llama2q.rope_scaling import RopeScaling
 
 _COMPARED_BYTES = 1 << 22
 
@@ -68,6 +69,8 @@ class HfCheckpoint(Closing):
         The model's: of the hub's repository for a snapshot in its cache, else the folder's.
     config : ModelConfig
         Shape of the model.
+    rope : RopeScaling
+        Its own.
     dtype : str
         "f32", "f16" or "bf16", the same for all matrices.
     sources : list of Path
@@ -87,6 +90,7 @@ class HfCheckpoint(Closing):
     folder: Path
     name: str
     config: ModelConfig
+    rope: RopeScaling
     dtype: str
     sources: list[Path]
     tokenizer_bytes: bytes = field(repr=False)
@@ -140,6 +144,7 @@ class HfCheckpoint(Closing):
                 folder=found.path,
                 name=found.name,
                 config=config,
+                rope=settings.rope,
                 dtype=_common_dtype(placed),
                 sources=found.sources,
                 tokenizer_bytes=tokenizer,

@@ -1,7 +1,6 @@
 """Hugging Face's `config.json` of a Llama model, and what of it this engine cannot compute.
 
-Source of keys and defaults: huggingface/transformers, `configuration_llama.py` and
-`modeling_rope_utils.py`.
+Source of keys and defaults: huggingface/transformers, `configuration_llama.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2q.config import ModelConfig
+from llama2q.converter.hf_rope import is_same, number, read_rope
 from llama2q.converter.json_file import read_json_object, shown
 from llama2q.errors import (
     InvalidArgumentError,
@@ -19,13 +19,13 @@ from llama2q.errors import (
     UnreadableFileError,
     UnsupportedModelError,
 )
+from llama2q.rope_scaling import RopeScaling
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 """The second is an early spelling."""
 BOS_IDS, EOS_IDS = (0, 1), (1, 2)
 """Ids that stand for Llama 2's tokens 1 and 2; the lower ones were early mistakes."""
 
-_DEFAULT_CONTEXT = 2048
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -71,6 +71,7 @@ class HfConfig:
         Whether the output matrix is the embedding table.
     eos_ids : tuple of int
         Tokens that end a text, besides `</s>`.
+    rope : RopeScaling
     notes : tuple of str
         What a user should know.
     """
@@ -79,6 +80,7 @@ class HfConfig:
     vocab_size: int | None
     tied: bool
     eos_ids: tuple[int, ...]
+    rope: RopeScaling
     notes: tuple[str, ...]
 
 
@@ -105,7 +107,7 @@ def read_config(path: Path) -> HfConfig:
     missing = [name for name in _REQUIRED if values.get(name) is None]
     if missing:
         raise ParamsError(f"config.json lacks {', '.join(missing)}; download it again")
-    theta, notes = _rope(values)
+    rope = read_rope(values, sizes["max_position_embeddings"])
     try:
         model = ModelConfig(
             dim=sizes["hidden_size"],
@@ -114,9 +116,9 @@ def read_config(path: Path) -> HfConfig:
             n_heads=sizes["num_attention_heads"],
             n_kv_heads=sizes["num_key_value_heads"] or sizes["num_attention_heads"],
             vocab_size=sizes["vocab_size"] or 1,
-            norm_eps=_float(values, "rms_norm_eps", 1e-20, 0.1),
-            max_seq_len=sizes["max_position_embeddings"] or _DEFAULT_CONTEXT,
-            rope_theta=theta,
+            norm_eps=number(values, "rms_norm_eps", 1e-20, 0.1),
+            max_seq_len=rope.max_seq_len,
+            rope_theta=rope.theta,
         )
     except InvalidArgumentError as error:
         raise ParamsError(f"config.json describes no Llama model: {error}") from error
@@ -130,7 +132,8 @@ def read_config(path: Path) -> HfConfig:
         vocab_size=sizes["vocab_size"],
         tied=_flag(values, "tie_word_embeddings"),
         eos_ids=_special_ids(values),
-        notes=notes,
+        rope=rope.scaling,
+        notes=rope.notes,
     )
 
 
@@ -162,79 +165,16 @@ def _refuse_others(values: Mapping[str, Any]) -> None:
         raise _unsupported(f"hidden_act {shown(values['hidden_act'])}", "silu")
     for name, (neutral, meaning) in _WITHOUT.items():
         value = values.get(name)
-        if value is not None and not _same(value, neutral):
+        if value is not None and not is_same(value, neutral):
             raise UnsupportedModelError(
                 f"config.json: {name} is {shown(value)}; this engine does not compute {meaning}. "
                 "Take a model of Llama 2's own architecture"
             )
 
 
-def _same(value: object, neutral: object) -> bool:
-    if isinstance(neutral, bool) or isinstance(value, bool):
-        return value is neutral
-    return isinstance(value, int | float) and value == neutral
-
-
 def _unsupported(found: str, expected: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"config.json says {found}; this engine computes Llama 2's architecture only ({expected})"
-    )
-
-
-def _rope(values: Mapping[str, Any]) -> tuple[float, tuple[str, ...]]:
-    """Return rope_theta, and notes; refuse scaled positions.
-
-    The settings stand in `rope_theta` and `rope_scaling`, or together in `rope_parameters`.
-    """
-    thetas, notes = [], []
-    if values.get("rope_theta") is not None:
-        thetas.append(_float(values, "rope_theta", 1.0, 1e12))
-    for key in ("rope_scaling", "rope_parameters"):
-        settings = values.get(key)
-        if settings is None:
-            continue
-        if not isinstance(settings, dict):
-            raise ParamsError(f"config.json: {key} is {shown(settings)}; expected an object")
-        if any(isinstance(value, dict) for value in settings.values()):
-            raise UnsupportedModelError(
-                f"config.json: {key} differs by layer ({shown(sorted(settings))}); this engine "
-                "rotates all layers alike"
-            )
-        if settings.get("rope_theta") is not None:
-            thetas.append(_float(settings, "rope_theta", 1.0, 1e12))
-        notes += _scaling(values, settings, key)
-    if len(set(thetas)) > 1:
-        raise ParamsError(
-            f"config.json gives rope_theta twice: {thetas[0]:g} and {thetas[1]:g}; keep one"
-        )
-    return thetas[0] if thetas else 10000.0, tuple(dict.fromkeys(notes))
-
-
-def _scaling(values: Mapping[str, Any], settings: Mapping[str, Any], key: str) -> list[str]:
-    """Refuse scaled positions; return notes on scaling that does not act here."""
-    named = [settings[name] for name in ("rope_type", "type") if settings.get(name) is not None]
-    if any(not isinstance(name, str) for name in named):
-        raise ParamsError(f"config.json: {key} is {shown(settings)}; expected its type as a text")
-    kind = named[0] if named else "default"
-    if any(name != kind for name in named):
-        raise ParamsError(f"config.json: {key} names two types, {shown(named)}; keep one")
-    factor = settings.get("factor")
-    if kind == "default" or (kind == "linear" and _same(factor, 1.0)):
-        if not _same(settings.get("partial_rotary_factor", 1.0), 1.0):
-            raise UnsupportedModelError(
-                f"config.json: {key} rotates a part of each head; this engine does not"
-            )
-        return []
-    if kind == "dynamic":
-        longest = values.get("max_position_embeddings") or _DEFAULT_CONTEXT
-        return [
-            f"rope scaling 'dynamic' acts only beyond {shown(longest)} tokens, where this model's "
-            "context ends here"
-        ]
-    raise UnsupportedModelError(
-        f"config.json: {key} asks for rope scaling of type {shown(kind)} (factor {shown(factor)}); "
-        "this engine does not compute it yet. Take a model without it, such as the one that this "
-        "was made from; removing the key would give wrong results"
     )
 
 
@@ -260,15 +200,6 @@ def _size(values: Mapping[str, Any], name: str) -> int | None:
     if type(value) is not int or not 1 <= value < 2**31:
         raise ParamsError(f"config.json: {name} is {shown(value)}; expected a positive integer")
     return value
-
-
-def _float(values: Mapping[str, Any], name: str, low: float, high: float) -> float:
-    value = values[name]
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise ParamsError(
-            f"config.json: {name} is {shown(value)}; expected a number in [{low:g}, {high:g}]"
-        )
-    return float(value)
 
 
 def _flag(values: Mapping[str, Any], name: str) -> bool:

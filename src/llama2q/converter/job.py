@@ -112,6 +112,7 @@ def open_job(
             recipe=recipe,
             template=checkpoint.template if stored_template is None else stored_template,
             licences=checkpoint.licences,
+            rope=checkpoint.rope,
             source=tuple(SourceFile(file.name, file.stat().st_size) for file in sources),
         )
         yield Job(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.converter.forms import Checkpoint
+from llama2q.rope_scaling import RopeScaling
 
 
 class WrappedCheckpoint(Closing):
@@ -33,6 +34,11 @@ class WrappedCheckpoint(Closing):
     def config(self) -> ModelConfig:
         """Shape of the model."""
         return self._base.config
+
+    @property
+    def rope(self) -> RopeScaling:
+        """The checkpoint's."""
+        return self._base.rope
 
     @property
     def dtype(self) -> str:

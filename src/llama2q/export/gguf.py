@@ -23,6 +23,7 @@ from llama2q.export.gguf_container import BLOCK, GgufTensor, GgufType
 from llama2q.export.gguf_metadata import metadata_of
 from llama2q.export.output_file import Progress, StreamedTensor, write_file
 from llama2q.export.report import ExportReport
+from llama2q.export.rope import require_plain_rope
 from llama2q.export.rows import code_rows, dense_rows, release, scale_rows
 from llama2q.format.layout import INV_FREQ, TOKENIZER, MatrixSpec, TensorSpec, model_parts
 from llama2q.format.reader import L2qFile
@@ -83,6 +84,7 @@ def export_gguf(
     start = time.perf_counter()
     path = Path(dst)
     with L2qFile(src) as file:
+        require_plain_rope(file)
         metadata, notes = metadata_of(file, _main_type(file))
         size = write_gguf(
             path, metadata, tensors_of(file), source=file.path, overwrite=overwrite,

@@ -32,6 +32,7 @@ from llama2q.export.output_file import Progress, StreamedTensor, write_file
 from llama2q.export.output_folder import new_folder
 from llama2q.export.pieces import read_pieces
 from llama2q.export.report import ExportReport
+from llama2q.export.rope import require_plain_rope
 from llama2q.export.rows import code_rows, dense_rows, release, scale_rows
 from llama2q.export.safetensors_header import Entry, build_header
 from llama2q.format.layout import INV_FREQ, TOKENIZER, MatrixSpec, TensorSpec, model_parts
@@ -90,6 +91,7 @@ def export_mlx(
     start = time.perf_counter()
     path = Path(dst)
     with L2qFile(src) as file:
+        require_plain_rope(file)
         tokenizer = file.array(TOKENIZER).tobytes()
         pieces = read_pieces(tokenizer)
         plan, notes = _plan(file)

@@ -16,6 +16,7 @@ from llama2q.errors import (
 )
 from llama2q.format.header import HASH_PLACEHOLDER, canonical_json, parse_json
 from llama2q.format.recipe import Recipe
+from llama2q.rope_scaling import RopeScaling
 
 FORMAT = "l2q"
 FORMAT_VERSION = "1"
@@ -24,7 +25,6 @@ ATTRIBUTION = (
     "Llama 2 is licensed under the LLAMA 2 Community License, "
     "Copyright (c) Meta Platforms, Inc. All Rights Reserved."
 )
-_ROPE = {"scaling": "none"}
 _REQUIRED = {
     "format",
     "format_version",
@@ -81,6 +81,8 @@ class Metadata:
         Hash of every tensor's bytes, pads left out.
     model_id : str
         64 hex digits.
+    rope : RopeScaling
+        The model's own.
     """
 
     config: ModelConfig
@@ -90,10 +92,12 @@ class Metadata:
     source: tuple[SourceFile, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=dict)
     model_id: str = HASH_PLACEHOLDER
+    rope: RopeScaling = field(default_factory=RopeScaling)
 
     def __post_init__(self) -> None:
         """Check what the types do not say."""
         self.recipe.check(self.config)
+        self.rope.check(self.config)
         if self.template not in TEMPLATES:
             raise InvalidArgumentError(
                 f"template is {self.template!r}; expected one of {', '.join(TEMPLATES)}"
@@ -116,7 +120,7 @@ class Metadata:
             "format_version": FORMAT_VERSION,
             "model_id": self.model_id,
             "config": canonical_json(self.config.to_dict()),
-            "rope": canonical_json(_ROPE),
+            "rope": canonical_json(self.rope.to_dict()),
             "recipe": canonical_json(self.recipe.to_dict()),
             "template": self.template,
             "licences": canonical_json(dict(self.licences)),
@@ -136,10 +140,9 @@ class Metadata:
         HeaderError
             A value has another form.
         """
-        if parse_json(values["rope"], "rope") != _ROPE:
-            raise HeaderError(f"rope is {values['rope']}; this version reads {_ROPE} only")
         config = _rebuild("config", ModelConfig.from_dict, _object(values, "config"))
         recipe = _rebuild("recipe", Recipe.from_dict, _object(values, "recipe"))
+        rope = _rebuild("rope", RopeScaling.from_dict, _object(values, "rope"))
         parsed: Self = _rebuild(
             "the metadata",
             lambda fields: cls(**fields),
@@ -151,6 +154,7 @@ class Metadata:
                 "source": _sources(values["source"]),
                 "sha256": _strings(values, "sha256"),
                 "model_id": values["model_id"],
+                "rope": rope,
             },
         )
         for name, digits in parsed.sha256.items():

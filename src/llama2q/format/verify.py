@@ -44,11 +44,12 @@ def find_faults(file: L2qFile, progress: Callable[[int, int, str], None] | None 
     for pad in file.pads:
         if file.view(pad).any():
             yield CorruptDataError(f"{pad.name} holds a byte that is not zero")
-    expected = inv_freq(file.config.rope_theta, file.config.head_dim)
+    rope = file.metadata.rope
+    expected = inv_freq(file.config.rope_theta, file.config.head_dim, rope)
     if not np.array_equal(file.array(INV_FREQ), expected):
         yield CorruptDataError(
             f"{INV_FREQ} is not theta^(-2i / {file.config.head_dim}) for theta "
-            f"{file.config.rope_theta}"
+            f"{file.config.rope_theta} with rope scaling {rope.scaling}"
         )
     if progress is not None:
         progress(total, total, "")

@@ -332,7 +332,8 @@ def write_model(
         if isinstance(part, MatrixSpec):
             _write_part(writer, specs, encode(part))
         elif part.name == INV_FREQ:
-            frequencies = inv_freq(metadata.config.rope_theta, metadata.config.head_dim)
+            config = metadata.config
+            frequencies = inv_freq(config.rope_theta, config.head_dim, metadata.rope)
             _write_part(writer, specs, [[frequencies]])
         elif part.name == TOKENIZER:
             _write_part(writer, specs, [[np.frombuffer(writer.tokenizer, dtype=np.uint8)]])

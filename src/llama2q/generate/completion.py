@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llama2q.generate.logprobs import TokenLogprobs
+from llama2q.generate.receipt import Receipt
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -89,6 +90,9 @@ class Completion:
         nothing predicts.
     others : tuple of Completion
         With `n` above 1: the samples 1 to n - 1 of the prompt; this one is sample 0.
+    receipt : Receipt or None
+        What `llama2q.replay` computes these tokens from again; it holds the prompt's ids. None with
+        logits processors.
     """
 
     text: str
@@ -104,6 +108,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     others: tuple[Completion, ...] = ()
+    receipt: Receipt | None = field(default=None, repr=False)
 
     @property
     def samples(self) -> tuple[Completion, ...]:

@@ -18,12 +18,14 @@ from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.generate.batch import Batch
 from llama2q.generate.completion import Completion
+from llama2q.generate.embed import Pooling, check_pooling, embed
 from llama2q.generate.prompt import Prompt as ReadPrompt
 from llama2q.generate.request import Request
 from llama2q.generate.score import Score, score
 from llama2q.generate.stream import Stream
 from llama2q.kv_blocks import Sequence as CachedSequence
 from llama2q.plan import KvChoice
+from llama2q.rope_scaling import RopeChoice
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer
 
@@ -172,6 +174,49 @@ class Llama(Closing):
             raise InvalidArgumentError("score takes one text; call it for each of a list")
         return score(self._engine, self._ids_of(text))
 
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        pooling: Pooling = "mean",
+        *,
+        normalize: bool = True,
+    ) -> NDArray[np.float32]:
+        """Return vectors that stand for texts: of hidden states after the final norm.
+
+        Parameters
+        ----------
+        texts : str, sequence of int, or sequence of those
+            A string gets a BOS in front; ids are taken as they are.
+        pooling : {"mean", "last"}
+            The mean over a text's tokens, BOS included, or the last token's state.
+        normalize : bool
+            Divide each vector by its length, so that a dot product is the cosine.
+
+        Returns
+        -------
+        float32, (n, dim)
+            A row per text; (dim,) for one text that is not in a list.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a text is empty, or an id outside the vocabulary.
+        ContextLengthError
+            If a text has more tokens than the context holds.
+
+        Notes
+        -----
+        Each text is computed by itself: its vector depends on no other.
+        """
+        check_pooling(pooling)
+        if _is_prompt(texts) and (isinstance(texts, str) or len(texts)):
+            ids = self._ids_of(cast(Prompt, texts))
+            return embed(self._engine, ids, pooling, normalize=normalize)
+        rows = np.empty((len(texts), self.config.dim), np.float32)
+        for row, text in zip(rows, cast(Sequence[Prompt], texts), strict=True):
+            row[:] = embed(self._engine, self._ids_of(text), pooling, normalize=normalize)
+        return rows
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return what the model expects after each token.
 
@@ -255,6 +300,7 @@ def load(
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
     stream_prefill: int | str | None = "auto",
+    rope_scaling: RopeChoice = None,
 ) -> Llama:
     """Load a model file; the weights are mapped, not read.
 
@@ -263,7 +309,8 @@ def load(
     path : str or Path
         A `.l2q` file, as `llama2q.convert` writes it.
     n_ctx : int or None
-        Most tokens of prompt and completion together; None takes the model's own.
+        Most tokens of prompt and completion together; None takes the model's own, or what
+        `rope_scaling` makes of it.
     kv_dtype : {"auto", "f32", "f16", "int8"}
         Type of the KV cache. "auto": f32 for an unquantized model; else f16 where weights and
         cache fit the available memory, else int8. The choice is logged.
@@ -282,6 +329,11 @@ def load(
         Where the CPU has layers beside a GPU: a prompt's passes of at least so many tokens send
         their weights through the GPU, which computes them faster; that takes the GPU's memory of
         one layer. "auto": where the way takes less time than the CPU; None: never.
+    rope_scaling : str, mapping or None
+        For contexts longer than those of the training: "linear", "ntk" or "yarn", or a mapping as
+        {"type": "yarn", "factor": 4.0} (with "yarn" also attention_factor, beta_fast, beta_slow,
+        truncate). Without a factor it follows from n_ctx; "ntk" takes a base fixed for the whole
+        context. None: what the file says, which "none" turns off.
 
     Returns
     -------
@@ -305,4 +357,12 @@ def load(
     rest are read from the disk again and again: that works, slowly, and is logged as a warning.
     """
     request = DeviceRequest.of(device, gpu_layers, gpu_memory, stream_prefill)
-    return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads, request=request))
+    engine = Engine(
+        path,
+        n_ctx=n_ctx,
+        kv_dtype=kv_dtype,
+        n_threads=n_threads,
+        request=request,
+        rope_scaling=rope_scaling,
+    )
+    return Llama(engine)

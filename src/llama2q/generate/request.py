@@ -14,6 +14,7 @@ from llama2q.generate.completion import Chunk, Completion, FinishReason, Timings
 from llama2q.generate.logit_edits import LogitEdits
 from llama2q.generate.logprobs import TokenLogprobs, token_logprobs
 from llama2q.generate.prompt import Prompt
+from llama2q.generate.receipt import receipt_of
 from llama2q.generate.stopping import StopMatcher
 from llama2q.kv_blocks import Sequence as CachedSequence
 from llama2q.tokenizer import StreamDecoder
@@ -237,10 +238,11 @@ class Request:
         n_decoded = self._n_sampled - 1
         n_read = len(self.prompt.ids) if self._reads_prompt else 0
         params = self.params
+        reason: FinishReason = self.finish_reason or "abort"
         return Completion(
             text="".join(self._texts),
             token_ids=tuple(self._token_ids),
-            finish_reason=self.finish_reason or "abort",
+            finish_reason=reason,
             stop_reason=self._stop_reason,
             usage=Usage(len(self.prompt.ids), len(self._token_ids)),
             timings=Timings(
@@ -256,5 +258,15 @@ class Request:
             logprobs=None if params.logprobs is None else tuple(self._logprobs),
             prompt_logprobs=(
                 None if params.prompt_logprobs is None else tuple(self.prompt.logprobs)
+            ),
+            receipt=receipt_of(
+                self._engine,
+                params,
+                prompt_ids=self.prompt.ids,
+                limit=self._limit,
+                seed=self.seed,
+                index=self.sequence_index,
+                token_ids=self._token_ids,
+                finish_reason=reason,
             ),
         )

@@ -51,7 +51,7 @@ void fuzz_batch(Input& input) {
       if (block < 0 || block >= n_blocks) fail("check_batch let a wrong table pass", "");
     }
   }
-  fill_rope(batch, {1.0, 0.5, static_cast<double>(input.byte()) / 255.0});
+  fill_rope(batch, {1.0, 0.5, static_cast<double>(input.byte()) / 255.0}, 1.0 + input.byte());
   for (const std::vector<float>* values : {&batch.cos, &batch.sin}) {
     for (const float value : *values) {
       if (!(value >= -1.0f && value <= 1.0f)) fail("a cosine or sine beyond 1", "");

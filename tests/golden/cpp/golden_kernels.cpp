@@ -71,7 +71,7 @@ void rope(const Case& one, const KernelTable& table) {
               .max_blocks = 0,
               .cos = {},
               .sin = {}};
-  fill_rope(batch, {inv_freq.begin(), inv_freq.end()});
+  fill_rope(batch, {inv_freq.begin(), inv_freq.end()}, 1.0);
   Floats y = copy_of(one.array<float>("x"));
   const int64_t width = y.size() / n;
   for (int64_t t = 0; t < n; ++t) {

@@ -30,8 +30,8 @@ class Message:
     content: str
 
 
-MessageLike: TypeAlias = Message | Mapping[str, str]
-"""A Message, or a mapping with exactly its two fields."""
+MessageLike: TypeAlias = Message | Mapping[str, object]
+"""A Message, or a mapping with exactly its two fields, both texts."""
 
 
 @dataclass(frozen=True, slots=True)

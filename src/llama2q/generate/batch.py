@@ -193,11 +193,14 @@ class Batch:
             self._waiting.remove(request)
 
 
+def samples_of(engine: Engine, prompt: Prompt) -> list[Request]:
+    """Return a request for each sample that a prompt's settings ask for."""
+    return [Request(engine, prompt, index) for index in range(prompt.params.n)]
+
+
 def complete(engine: Engine, prompts: Sequence[Prompt]) -> list[Completion]:
     """Run prompts together to their ends; return sample 0 of each, which holds its others."""
-    samples = [
-        [Request(engine, prompt, index) for index in range(prompt.params.n)] for prompt in prompts
-    ]
+    samples = [samples_of(engine, prompt) for prompt in prompts]
     requests = [request for group in samples for request in group]
     batch = Batch(engine, requests, _core.CancelFlag(), finishes=True)
     try:

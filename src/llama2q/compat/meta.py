@@ -20,10 +20,11 @@ from typing import Literal, NotRequired, TypedDict
 
 from llama2q.chat.encode import encode_chat
 from llama2q.chat.llama2 import TAGS
+from llama2q.chat.messages import Dialogue
 from llama2q.chat.model_chat import ModelChat
 from llama2q.closing import Closing
 from llama2q.compat.model_file import model_file, require_tokenizer
-from llama2q.errors import InvalidArgumentError
+from llama2q.errors import InvalidArgumentError, MessagesError
 from llama2q.generate.batch import complete
 from llama2q.generate.completion import Completion
 from llama2q.generate.llama import Llama as Model
@@ -305,4 +306,9 @@ class Llama(Closing):
 
 
 def _has_tags(dialog: Dialog) -> bool:
-    return any(tag in message["content"] for tag in TAGS for message in dialog)
+    """Whether a dialog that is sound in all else has a tag in it."""
+    try:
+        Dialogue.of(dialog, TAGS)
+    except MessagesError:
+        return True
+    return False

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llama2q
-import llama2q.generate.batch
 from llama2q import SamplingParams, _core, kernels
 from llama2q.config import ModelConfig
+from llama2q.generate.batch import Batch, samples_of
+from llama2q.generate.prompt import Prompt
 from synthetic_l2q import write_l2q
 
 VOCAB_SIZE = 32000
@@ -129,8 +130,8 @@ def step_times(
     for name, function in originals.items():
         setattr(_core, name, rest_clock.wrap(function))
     try:
-        samples = llm._samples([1, 5, 6, 7], params)
-        batch = llama2q.generate.batch.Batch(llm.engine, samples, _core.CancelFlag(), finishes=True)
+        samples = samples_of(llm.engine, Prompt(llm.engine, [1, 5, 6, 7], params))
+        batch = Batch(llm.engine, samples, _core.CancelFlag(), finishes=True)
         times = []
         while not batch.is_done:
             step_clock.seconds = rest_clock.seconds = 0.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llama2q import errors
+from llama2q import chat, errors
 from llama2q._core import __version__
 from llama2q.config import ModelConfig
 from llama2q.errors import Llama2qError
@@ -79,6 +79,7 @@ __all__ = [
     "Tokenizer",
     "Usage",
     "__version__",
+    "chat",
     "compare",
     "convert",
     "errors",

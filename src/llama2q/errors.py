@@ -174,6 +174,13 @@ class ExportError(Llama2qError):
     """The other form cannot hold the model as it is."""
 
 
+# --- chat ------------------------------------------------------------------------------------
+
+
+class MessagesError(InvalidArgumentError):
+    """A chat message is malformed, not its role's turn, or holds a tag of the chat format."""
+
+
 # --- engine ----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from teeth.chat import CHAT_FAULTS
 from teeth.mutant import fault
 
 REFERENCE = "engine/test_reference.py"
@@ -9,6 +10,7 @@ SAMPLES = "generate/test_samples.py"
 SETTINGS = "generate/test_sampling_settings.py"
 
 PYTHON = (
+    *CHAT_FAULTS,
     fault(
         "missing BOS",
         "src/llama2q/tokenizer.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 from llama2q import _core
 from llama2q.engine import MOST_LARGEST, Engine, Span
 from llama2q.errors import KvCacheFullError
-from llama2q.generate.completion import Chunk
+from llama2q.generate.completion import Chunk, Completion
+from llama2q.generate.prompt import Prompt
 from llama2q.generate.request import Request
 
 PROMPT_TOKENS_PER_STEP = 512
@@ -189,6 +191,28 @@ class Batch:
                 return
             self._running.append(request)
             self._waiting.remove(request)
+
+
+def samples_of(engine: Engine, prompt: Prompt) -> list[Request]:
+    """Return a request for each sample that a prompt's settings ask for."""
+    return [Request(engine, prompt, index) for index in range(prompt.params.n)]
+
+
+def complete(engine: Engine, prompts: Sequence[Prompt]) -> list[Completion]:
+    """Run prompts together to their ends; return sample 0 of each, which holds its others."""
+    samples = [samples_of(engine, prompt) for prompt in prompts]
+    requests = [request for group in samples for request in group]
+    batch = Batch(engine, requests, _core.CancelFlag(), finishes=True)
+    try:
+        while not batch.is_done:
+            batch.step()
+    finally:
+        batch.release()
+    completions = []
+    for group in samples:
+        first, *others = [request.completion() for request in group]
+        completions.append(replace(first, others=tuple(others)))
+    return completions
 
 
 def stacked(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

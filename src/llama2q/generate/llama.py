@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q import _core
+from llama2q.chat.messages import MessageLike
+from llama2q.chat.model_chat import ModelChat
 from llama2q.closing import Closing
 from llama2q.config import ModelConfig
 from llama2q.devices import DeviceRequest
 from llama2q.engine import Engine, Span
 from llama2q.errors import ContextLengthError, InvalidArgumentError
-from llama2q.generate.batch import Batch
+from llama2q.generate.batch import complete
 from llama2q.generate.completion import Completion
 from llama2q.generate.embed import Pooling, check_pooling, embed
 from llama2q.generate.prompt import Prompt as ReadPrompt
@@ -42,6 +42,8 @@ class Llama(Closing):
     def __init__(self, engine: Engine) -> None:
         """Use `llama2q.load`, which makes the engine."""
         self._engine = engine
+        file = engine.file
+        self._chat = ModelChat(engine.tokenizer, file.template, file.path.name)
 
     def __repr__(self) -> str:
         """Name the file and the context."""
@@ -119,18 +121,8 @@ class Llama(Closing):
         settings = SamplingParams.of(params, sampling)
         single = _is_prompt(prompt)
         prompts = cast(Sequence[Prompt], [prompt] if single else prompt)
-        samples = [self._samples(p, settings) for p in prompts]
-        requests = [request for group in samples for request in group]
-        batch = Batch(self._engine, requests, _core.CancelFlag(), finishes=True)
-        try:
-            while not batch.is_done:
-                batch.step()
-        finally:
-            batch.release()
-        completions = []
-        for group in samples:
-            first, *others = [request.completion() for request in group]
-            completions.append(replace(first, others=tuple(others)))
+        read = [ReadPrompt(self._engine, self._ids_of(p), settings) for p in prompts]
+        completions = complete(self._engine, read)
         return completions[0] if single else completions
 
     def stream(
@@ -143,12 +135,71 @@ class Llama(Closing):
         settings = SamplingParams.of(params, sampling)
         if not _is_prompt(prompt):
             raise InvalidArgumentError("stream takes one prompt; pass a list to generate()")
-        if settings.n > 1:
-            raise InvalidArgumentError(
-                f"n is {settings.n}; a stream is of one sample: use generate(), or n=1"
-            )
-        (request,) = self._samples(prompt, settings)
-        return Stream(self._engine, request)
+        return self._stream(ReadPrompt(self._engine, self._ids_of(prompt), settings))
+
+    def chat(
+        self,
+        messages: Sequence[MessageLike],
+        params: SamplingParams | None = None,
+        *,
+        strict: bool = True,
+        template: str | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """Answer the last message of a dialogue.
+
+        Parameters
+        ----------
+        messages : sequence of Message or mapping
+            Each with `role` and `content`: a system message or none, then user and assistant in
+            turns, the user last.
+        params : SamplingParams or None
+            None takes the defaults.
+        strict : bool
+            Refuse messages with tags of the chat format in them; see `llama2q.chat.encode_chat`.
+        template : str or None
+            A chat format instead of the file's: "llama2-chat", "vicuna", "zephyr" or "chatml".
+        **sampling
+            Fields of SamplingParams, which replace those of `params`.
+
+        Returns
+        -------
+        Completion
+            Its text is the answer, which begins behind any white space (with `echo`, all that
+            follows the prompt's text).
+
+        Raises
+        ------
+        MessagesError
+            If a message is malformed, not its role's turn, or holds a tag.
+        InvalidArgumentError, ContextLengthError, KvCacheFullError, NonFiniteError
+            See `generate`.
+
+        Notes
+        -----
+        A base model is asked in Llama 2's format; that is logged as a warning.
+        """
+        settings = SamplingParams.of(params, sampling)
+        (completion,) = complete(
+            self._engine, [self._chat_prompt(messages, settings, strict, template)]
+        )
+        return completion
+
+    def stream_chat(
+        self,
+        messages: Sequence[MessageLike],
+        params: SamplingParams | None = None,
+        *,
+        strict: bool = True,
+        template: str | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """Answer the last message of a dialogue, text chunk by text chunk; see `chat`.
+
+        `n` is 1 here.
+        """
+        settings = SamplingParams.of(params, sampling)
+        return self._stream(self._chat_prompt(messages, settings, strict, template))
 
     def score(self, text: Prompt) -> Score:
         """Return how likely each token of a text is, given those before it.
@@ -252,9 +303,24 @@ class Llama(Closing):
             sequence.release()
         return rows
 
-    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
-        read = ReadPrompt(self._engine, self._ids_of(prompt), params)
-        return [Request(self._engine, read, index) for index in range(params.n)]
+    def _stream(self, prompt: ReadPrompt) -> Stream:
+        if prompt.params.n > 1:
+            raise InvalidArgumentError(
+                f"n is {prompt.params.n}; a stream is of one sample: use generate() or chat(), or "
+                "n=1"
+            )
+        return Stream(self._engine, Request(self._engine, prompt))
+
+    def _chat_prompt(
+        self,
+        messages: Sequence[MessageLike],
+        params: SamplingParams,
+        strict: bool,
+        template: str | None,
+    ) -> ReadPrompt:
+        self._engine.check_open()
+        ids, params = self._chat.prepare(messages, params, strict=strict, template=template)
+        return ReadPrompt(self._engine, ids, params, is_chat=True)
 
     def _ids_of(self, prompt: Prompt) -> Sequence[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt

@@ -26,8 +26,23 @@ class Prompt:
     stays in the KV cache.
     """
 
-    def __init__(self, engine: Engine, ids: Sequence[int], params: SamplingParams) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        is_chat: bool = False,
+    ) -> None:
         """Check the prompt against the model; nothing is computed.
+
+        Parameters
+        ----------
+        engine : Engine
+        ids : sequence of int
+        params : SamplingParams
+        is_chat : bool
+            What follows is an answer, whose text begins behind any white space.
 
         Raises
         ------
@@ -52,6 +67,7 @@ class Prompt:
             )
         _check_vocabulary(params, engine.config.vocab_size)
         self.params = params
+        self.is_chat = is_chat
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         """Most tokens of the output."""

@@ -46,6 +46,7 @@ class Request:
         self._decoder = StreamDecoder(engine.tokenizer)
         self._prompt_text = "".join([self._decoder.push(token) for token in self._pending])
         self._stops = StopMatcher(params.stop)
+        self._strips_start = prompt.is_chat and not params.echo
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._texts: list[str] = []
@@ -199,7 +200,13 @@ class Request:
         return self._chunk(text) if text else None
 
     def _match(self, text: str) -> tuple[str, str | None]:
-        """Look for stop strings, but not in the text of the first `min_tokens` tokens."""
+        """Look for stop strings, but not in the text of the first `min_tokens` tokens.
+
+        White space before an answer in chat is taken away first.
+        """
+        if self._strips_start:
+            text = text.lstrip()
+            self._strips_start = not text
         if len(self._token_ids) <= self.params.min_tokens:
             return text, None
         return self._stops.feed(text)

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces over `llama2q`."""

@@ -16,7 +16,7 @@ from llama2q import _core
 from llama2q.config import ModelConfig
 from llama2q.engine import Engine, Span
 from llama2q.errors import InvalidArgumentError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import Plan, kv_bytes_per_token
 
 LLAMA_7B = ModelConfig(

@@ -21,7 +21,7 @@ import llama2q
 from llama2q import devices
 from llama2q.bench import Bench
 from llama2q.engine import Engine, Span
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import kv_bytes_per_token
 
 

@@ -25,9 +25,11 @@ from llama2q.errors import (
     InvalidArgumentError,
     TokenizerError,
 )
-from llama2q.format.layout import TOKENIZER
+from llama2q.format.layout import INV_FREQ, TOKENIZER
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import BlockPool, Sequence, blocks_for
+from llama2q.kv_blocks import BlockPool, blocks_for
+from llama2q.kv_sequence import Sequence
+from llama2q.prefix_cache import root_key
 from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for, threads_for
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
@@ -159,7 +161,8 @@ class Engine(Closing):
                 f"{self._file.path}: its tokenizer has {self.tokenizer.vocab_size} pieces; "
                 f"tok_embeddings has {config.vocab_size} rows"
             )
-        self.pool = BlockPool(blocks_for(self.n_ctx) * plan.n_sequences)
+        root = root_key(self._file.model_id, plan.kv_dtype, self._file.array(INV_FREQ))
+        self.pool = BlockPool(blocks_for(self.n_ctx) * plan.n_sequences, root=root)
         self._model: _core.Model | None = build_model(
             self._file,
             kv_dtype=plan.kv_dtype,
@@ -342,7 +345,7 @@ class Engine(Closing):
             with self._lock:
                 self._flags.discard(flag)
         for span in spans:
-            span.sequence.advance(len(span.token_ids))
+            span.sequence.append(span.token_ids)
         return result
 
     def copy_block(self, source: int, destination: int) -> None:

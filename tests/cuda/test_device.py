@@ -22,7 +22,7 @@ from builders import core_model, random_weights
 from llama2q import devices
 from llama2q.engine import Engine, Span
 from llama2q.errors import DeviceError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import KvChoice
 from reference_weights import Quantized, Shape
 

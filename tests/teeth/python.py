@@ -61,7 +61,7 @@ PYTHON = (
     ),
     fault(
         "the last block of a prompt shared, not copied",
-        "src/llama2q/kv_blocks.py",
+        "src/llama2q/kv_sequence.py",
         "copy_block(self._blocks[n_full], sequence._blocks[n_full])",
         "pass",
         f"{SAMPLES}::test_samples_equal_separate_runs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llama2q.generate.logprobs import TokenLogprobs
@@ -21,10 +21,14 @@ class Usage:
         Tokens of the prompt, BOS included.
     completion_tokens : int
         Tokens in `Completion.token_ids`.
+    cached_tokens : int
+        Tokens of the prompt that were not computed: the KV cache held them, or another sample of
+        the prompt read them. Not compared: it says how the result came about, not what it is.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def total_tokens(self) -> int:

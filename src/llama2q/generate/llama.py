@@ -22,7 +22,7 @@ from llama2q.generate.prompt import Prompt as ReadPrompt
 from llama2q.generate.request import Request
 from llama2q.generate.score import Score, score
 from llama2q.generate.stream import Stream
-from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.kv_sequence import Sequence as CachedSequence
 from llama2q.plan import KvChoice
 from llama2q.sampling import SamplingParams
 from llama2q.tokenizer import Tokenizer

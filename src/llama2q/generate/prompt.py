@@ -66,6 +66,11 @@ class Prompt:
         """Most tokens in the KV cache: the last one is returned, never fed."""
         return len(self.ids) + self.limit - 1
 
+    @property
+    def reusable_ids(self) -> Sequence[int]:
+        """Tokens that need not be computed where the cache holds them: those without logits."""
+        return self.ids[:-1] if self.params.prompt_logprobs is None else ()
+
     def add_logprobs(self, engine: Engine, rows: NDArray[np.float32]) -> None:
         """Take the logits of the next tokens of the prompt, float32 (n, vocab_size)."""
         k = self.params.prompt_logprobs

@@ -15,7 +15,7 @@ from llama2q.generate.logit_edits import LogitEdits
 from llama2q.generate.logprobs import TokenLogprobs, token_logprobs
 from llama2q.generate.prompt import Prompt
 from llama2q.generate.stopping import StopMatcher
-from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.kv_sequence import Sequence as CachedSequence
 from llama2q.tokenizer import StreamDecoder
 
 PROMPT_ROWS_PER_STEP = 128
@@ -40,7 +40,7 @@ class Request:
         self._ending_ids = frozenset(ending_ids)
         self._edits = LogitEdits(params, prompt.ids, ending_ids)
         self._sequence: CachedSequence | None = None
-        self._reads_prompt = False
+        self._n_computed = 0
         self._pending = list(prompt.ids)
         self._decoder = StreamDecoder(engine.tokenizer)
         self._prompt_text = "".join([self._decoder.push(token) for token in self._pending])
@@ -88,7 +88,8 @@ class Request:
     ) -> None:
         """Reserve the blocks of the worst case; see `BlockPool.reserve`.
 
-        A sample whose prompt has been read begins with a fork of the reader's sequence.
+        What the cache holds of the prompt is taken from there, but for its last token, whose logits
+        are needed. A sample whose prompt has been read begins with a fork of the reader's sequence.
         """
         prompt = self.prompt
         self._started = time.perf_counter()
@@ -96,12 +97,15 @@ class Request:
             self._sequence = CachedSequence(
                 self._engine.pool,
                 prompt.capacity,
+                begins=prompt.reusable_ids,
+                # Other samples begin again where the prompt ends: none may share that block.
+                most_public=None if self.params.n == 1 else len(prompt.ids),
                 wait=wait,
                 finishes=finishes,
                 cancelled=cancelled,
             )
+            self._pending = prompt.ids[self._sequence.n_tokens :]
             prompt.reader = self
-            self._reads_prompt = True
             return
         self._sequence = prompt.reader._sequence.fork(
             len(prompt.ids),
@@ -128,6 +132,9 @@ class Request:
         """Return the next tokens to feed, with rows of logits as needed."""
         if self._sequence is None:
             raise InvalidArgumentError("this request has not been admitted")
+        if not self.is_decoding and self.prompt.reusable_ids:
+            # Another request may have computed what comes next since this one was admitted.
+            del self._pending[: self._sequence.adopt(self._pending[:-1])]
         if self.params.prompt_logprobs is not None and not self.is_decoding:
             tokens = self._pending[: min(most, PROMPT_ROWS_PER_STEP)]
             return Span(self._sequence, tokens, len(tokens))
@@ -148,6 +155,7 @@ class Request:
         """
         del self._pending[: len(span.token_ids)]
         if not self.is_decoding:
+            self._n_computed += len(span.token_ids)
             self.prompt.add_logprobs(self._engine, rows)
         if self._pending:
             return None
@@ -235,18 +243,21 @@ class Request:
         prompt_seconds = self._first - self._started if self._n_sampled else 0.0
         decode_seconds = self._last - self._first
         n_decoded = self._n_sampled - 1
-        n_read = len(self.prompt.ids) if self._reads_prompt else 0
         params = self.params
         return Completion(
             text="".join(self._texts),
             token_ids=tuple(self._token_ids),
             finish_reason=self.finish_reason or "abort",
             stop_reason=self._stop_reason,
-            usage=Usage(len(self.prompt.ids), len(self._token_ids)),
+            usage=Usage(
+                len(self.prompt.ids),
+                len(self._token_ids),
+                len(self.prompt.ids) - self._n_computed if self._n_sampled else 0,
+            ),
             timings=Timings(
                 prompt_seconds,
                 decode_seconds,
-                n_read / prompt_seconds if prompt_seconds > 0 else 0.0,
+                self._n_computed / prompt_seconds if prompt_seconds > 0 else 0.0,
                 n_decoded / decode_seconds if decode_seconds > 0 else 0.0,
             ),
             seed=self.seed,

@@ -24,6 +24,7 @@ from llama2q.generate.stream import Stream
 from llama2q.plan import Plan, plan
 from llama2q.prediction import predict
 from llama2q.sampling import SamplingParams
+from llama2q.sessions import Session
 from llama2q.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "Plan",
     "SamplingParams",
     "Score",
+    "Session",
     "Stream",
     "Timings",
     "Tokenizer",

@@ -27,10 +27,11 @@ from llama2q.errors import (
 )
 from llama2q.format.layout import INV_FREQ, TOKENIZER
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import BlockPool, blocks_for
+from llama2q.kv_blocks import BLOCK, BlockPool, blocks_for
 from llama2q.kv_sequence import Sequence
-from llama2q.prefix_cache import root_key
+from llama2q.memory import parse_size
 from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for, threads_for
+from llama2q.prefix_cache import root_key
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
@@ -75,6 +76,7 @@ class Engine(Closing):
         isa: str | None = None,
         max_sequences: int | None = None,
         request: DeviceRequest = CPU_ONLY,
+        prefix_memory: int | str | None = None,
     ) -> None:
         """Map a `.l2q` file and make its KV cache, whose memory is committed as it is used.
 
@@ -97,6 +99,10 @@ class Engine(Closing):
             the weights, 1 to 8; with layers on GPUs, as many as cost none of these.
         request : DeviceRequest
             GPUs that may be used.
+        prefix_memory : int, str or None
+            Most memory of the KV cache that holds texts which nobody uses any more, in case that
+            they come again: bytes, or text like "2GB"; 0 keeps none. None: all of the cache that
+            is not needed otherwise.
 
         Raises
         ------
@@ -111,12 +117,13 @@ class Engine(Closing):
         """
         check_count("n_threads", n_threads)
         check_count("max_sequences", max_sequences)
+        kept_bytes = _bytes_of(prefix_memory)
         self._closed = False
         self._flags: set[_core.CancelFlag] = set()
         self._lock = threading.Lock()
         self._file = L2qFile(path)
         try:
-            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences, request)
+            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences, request, kept_bytes)
         except BaseException:
             self._file.close()
             raise
@@ -129,6 +136,7 @@ class Engine(Closing):
         isa: str | None,
         max_sequences: int | None,
         request: DeviceRequest,
+        kept_bytes: int | None,
     ) -> None:
         config = self.config
         plan = plan_for(
@@ -162,7 +170,12 @@ class Engine(Closing):
                 f"tok_embeddings has {config.vocab_size} rows"
             )
         root = root_key(self._file.model_id, plan.kv_dtype, self._file.array(INV_FREQ))
-        self.pool = BlockPool(blocks_for(self.n_ctx) * plan.n_sequences, root=root)
+        block_bytes = BLOCK * kv_bytes_per_token(config, plan.kv_dtype)
+        self.pool = BlockPool(
+            blocks_for(self.n_ctx) * plan.n_sequences,
+            root=root,
+            most_cached=None if kept_bytes is None else kept_bytes // block_bytes,
+        )
         self._model: _core.Model | None = build_model(
             self._file,
             kv_dtype=plan.kv_dtype,
@@ -352,6 +365,15 @@ class Engine(Closing):
         """Copy keys and values of one block to another, in every layer."""
         ids = np.array([source, destination], np.int32)
         self._open_model().copy_blocks(ids[:1], ids[1:])
+
+
+def _bytes_of(prefix_memory: int | str | None) -> int | None:
+    n_bytes = parse_size(prefix_memory) if isinstance(prefix_memory, str) else prefix_memory
+    if n_bytes is not None and (type(n_bytes) is not int or n_bytes < 0):
+        raise InvalidArgumentError(
+            f"prefix_memory is {prefix_memory!r}; expected bytes, 0 or more, or text like 2GB"
+        )
+    return n_bytes
 
 
 def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:

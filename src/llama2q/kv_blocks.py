@@ -13,7 +13,6 @@ import heapq
 import threading
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as AbstractSequence
-
 from typing import Protocol
 
 from llama2q.errors import CancelledError, InvalidArgumentError, KvCacheFullError

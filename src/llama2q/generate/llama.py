@@ -25,6 +25,7 @@ from llama2q.generate.stream import Stream
 from llama2q.kv_sequence import Sequence as CachedSequence
 from llama2q.plan import KvChoice
 from llama2q.sampling import SamplingParams
+from llama2q.sessions.session import Session, WhenFull
 from llama2q.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -207,6 +208,26 @@ class Llama(Closing):
             sequence.release()
         return rows
 
+    def session(self, *, when_full: WhenFull = "stop", keep: int = 1) -> Session:
+        """Begin a text that grows call by call, and keeps what was computed for it.
+
+        Parameters
+        ----------
+        when_full : {"stop", "slide"}
+            What happens where the context is full. "stop": an output ends there (finish_reason
+            "length"), and what has no room is refused. "slide": tokens in the middle are left
+            behind, so that `keep` of the beginning and the last ones, half a context in all,
+            remain; these are read anew.
+        keep : int
+            Tokens of the beginning that are never left behind: BOS, a system prompt.
+
+        Returns
+        -------
+        Session
+            A context manager.
+        """
+        return Session(self._engine, when_full=when_full, keep=keep)
+
     def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Request]:
         read = ReadPrompt(self._engine, self._ids_of(prompt), params)
         return [Request(self._engine, read, index) for index in range(params.n)]
@@ -255,6 +276,7 @@ def load(
     gpu_layers: int | str = "auto",
     gpu_memory: int | str | None = None,
     stream_prefill: int | str | None = "auto",
+    prefix_memory: int | str | None = None,
 ) -> Llama:
     """Load a model file; the weights are mapped, not read.
 
@@ -282,6 +304,10 @@ def load(
         Where the CPU has layers beside a GPU: a prompt's passes of at least so many tokens send
         their weights through the GPU, which computes them faster; that takes the GPU's memory of
         one layer. "auto": where the way takes less time than the CPU; None: never.
+    prefix_memory : int, str or None
+        Most memory of the KV cache that holds texts which nobody uses any more, in case that they
+        come again: bytes, or text like "2GB"; 0 keeps none. None: all of the cache that is not
+        needed otherwise.
 
     Returns
     -------
@@ -305,4 +331,13 @@ def load(
     rest are read from the disk again and again: that works, slowly, and is logged as a warning.
     """
     request = DeviceRequest.of(device, gpu_layers, gpu_memory, stream_prefill)
-    return Llama(Engine(path, n_ctx=n_ctx, kv_dtype=kv_dtype, n_threads=n_threads, request=request))
+    return Llama(
+        Engine(
+            path,
+            n_ctx=n_ctx,
+            kv_dtype=kv_dtype,
+            n_threads=n_threads,
+            request=request,
+            prefix_memory=prefix_memory,
+        )
+    )

@@ -26,8 +26,25 @@ class Prompt:
     stays in the KV cache.
     """
 
-    def __init__(self, engine: Engine, ids: Sequence[int], params: SamplingParams) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        slide_keep: int | None = None,
+    ) -> None:
         """Check the prompt against the model; nothing is computed.
+
+        Parameters
+        ----------
+        engine : Engine
+        ids : sequence of int
+        params : SamplingParams
+        slide_keep : int or None
+            Where the context is full, go on with so many tokens of the beginning and the last ones,
+            half a context in all; without `max_tokens`, for one context of new tokens. None ends
+            the output there.
 
         Raises
         ------
@@ -39,6 +56,8 @@ class Prompt:
         engine.check_open()
         engine.check_ids(ids)
         self.ids = [int(token) for token in ids]
+        self.slide_keep = slide_keep
+        self.n_ctx = engine.n_ctx
         room = engine.n_ctx - len(self.ids)
         if room < 1:
             raise ContextLengthError(
@@ -53,6 +72,7 @@ class Prompt:
         _check_vocabulary(params, engine.config.vocab_size)
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        room = room if slide_keep is None else max(params.max_tokens or 0, engine.n_ctx)
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         """Most tokens of the output."""
         self.reader: Request | None = None
@@ -64,7 +84,7 @@ class Prompt:
     @property
     def capacity(self) -> int:
         """Most tokens in the KV cache: the last one is returned, never fed."""
-        return len(self.ids) + self.limit - 1
+        return min(len(self.ids) + self.limit - 1, self.n_ctx)
 
     @property
     def reusable_ids(self) -> Sequence[int]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llama2q.engine import Engine, Span
 from llama2q.errors import InvalidArgumentError
 from llama2q.generate.completion import Chunk, Completion, FinishReason, Timings, Usage
+from llama2q.generate.kept_text import KeptText
 from llama2q.generate.logit_edits import LogitEdits
 from llama2q.generate.logprobs import TokenLogprobs, token_logprobs
 from llama2q.generate.prompt import Prompt
@@ -22,11 +23,36 @@ PROMPT_ROWS_PER_STEP = 128
 """Most tokens of one prompt fed in a step where the logits of each are asked for."""
 
 
+def n_after_slide(keep: int, n_ctx: int) -> int:
+    """Return how many tokens a full context goes on with: half of it, `keep` and one at least."""
+    return max(n_ctx // 2, keep + 1)
+
+
 class Request:
     """State of one generation: tokens still to be fed, text so far, and why it ended."""
 
-    def __init__(self, engine: Engine, prompt: Prompt, sequence_index: int = 0) -> None:
-        """Prepare the state of one sample; nothing is computed and no block taken."""
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        sequence_index: int = 0,
+        *,
+        kept: KeptText | None = None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare the state of one sample; nothing is computed and no block taken.
+
+        Parameters
+        ----------
+        engine : Engine
+        prompt : Prompt
+        sequence_index : int
+            Which sample of the prompt this is.
+        kept : KeptText or None
+            Where the prompt may be found in the cache, and where it and the output remain.
+        on_end : callable
+            Called once, when the blocks are given back.
+        """
         params = prompt.params
         self.prompt = prompt
         self.params = params
@@ -40,6 +66,11 @@ class Request:
         self._ending_ids = frozenset(ending_ids)
         self._edits = LogitEdits(params, prompt.ids, ending_ids)
         self._sequence: CachedSequence | None = None
+        self._kept = kept
+        self._on_end = on_end
+        self._is_released = False
+        self._is_rereading = False
+        self._n_slid = 0
         self._n_computed = 0
         self._pending = list(prompt.ids)
         self._decoder = StreamDecoder(engine.tokenizer)
@@ -57,8 +88,8 @@ class Request:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the whole prompt has been read."""
-        return self._n_sampled > 0
+        """Whether all has been read but for the token sampled last."""
+        return self._n_sampled > 0 and not self._is_rereading
 
     @property
     def n_largest(self) -> int | None:
@@ -75,8 +106,15 @@ class Request:
 
     @property
     def position(self) -> int:
-        """Position that the next sampled token will occupy."""
-        return self._sequence.n_tokens if self._sequence else 0
+        """Position that the next sampled token will occupy, had nothing been left behind."""
+        return self._sequence.n_tokens + self._n_slid if self._sequence else 0
+
+    @property
+    def history(self) -> list[int]:
+        """Ids of prompt and output, less those that the context had to leave behind."""
+        ids = [*self.prompt.ids, *self._token_ids]
+        keep = self.prompt.slide_keep
+        return ids[:keep] + ids[keep + self._n_slid :] if keep is not None else ids
 
     @property
     def waits_for_prompt(self) -> bool:
@@ -93,6 +131,13 @@ class Request:
         """
         prompt = self.prompt
         self._started = time.perf_counter()
+        if self._kept is not None:
+            self._sequence, prompt.row = self._kept.hold(
+                prompt.ids, prompt.capacity, wait=wait, finishes=finishes, cancelled=cancelled
+            )
+            self._pending = prompt.ids[self._sequence.n_tokens :]
+            prompt.reader = self
+            return
         if prompt.reader is None or prompt.reader._sequence is None:
             self._sequence = CachedSequence(
                 self._engine.pool,
@@ -154,13 +199,14 @@ class Request:
         float32, (vocab_size,), or None
         """
         del self._pending[: len(span.token_ids)]
-        if not self.is_decoding:
+        if not self._n_sampled:
             self._n_computed += len(span.token_ids)
             self.prompt.add_logprobs(self._engine, rows)
         if self._pending:
             return None
+        self._is_rereading = False
         last: NDArray[np.float32] = rows[-1]
-        if not self.is_decoding and self.params.n > 1:
+        if not self._n_sampled and self.params.n > 1:
             self.prompt.row = last.copy()
         return last
 
@@ -203,7 +249,20 @@ class Request:
             return self._chunk(text, "stop", stop)
         if len(self._token_ids) == self._limit:
             return self._end("length", None, text)
+        self._slide_if_full()
         return self._chunk(text) if text else None
+
+    def _slide_if_full(self) -> None:
+        """Where the sampled token finds no room, make some: leave tokens in the middle behind."""
+        keep = self.prompt.slide_keep
+        if keep is None or self._sequence is None or self._sequence.n_tokens < self.prompt.n_ctx:
+            return
+        ids = self.history
+        self._n_slid += len(ids) - n_after_slide(keep, self.prompt.n_ctx)
+        ids = self.history
+        self._sequence.rewind_near(keep)
+        self._pending = ids[self._sequence.n_tokens :]
+        self._is_rereading = True
 
     def _match(self, text: str) -> tuple[str, str | None]:
         """Look for stop strings, but not in the text of the first `min_tokens` tokens."""
@@ -234,9 +293,16 @@ class Request:
         return Chunk(text, new, reason)
 
     def release(self) -> None:
-        """Give the blocks back; a second call does nothing."""
-        if self._sequence is not None:
+        """Give the blocks back, or leave them to the kept text; a second call does nothing."""
+        if self._is_released:
+            return
+        self._is_released = True
+        if self._kept is not None:
+            if self._sequence is not None:
+                self._kept.settle(self.history)
+        elif self._sequence is not None:
             self._sequence.release()
+        self._on_end()
 
     def completion(self) -> Completion:
         """Return the result; "abort" if it has not ended by itself."""

@@ -1,0 +1,321 @@
+"""`Session`: one text, read and continued in several calls."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama2q import _core
+from llama2q.closing import Closing
+from llama2q.engine import Engine, Span
+from llama2q.errors import (
+    CancelledError,
+    ClosedError,
+    ContextLengthError,
+    InvalidArgumentError,
+    SessionBusyError,
+)
+from llama2q.generate.batch import PROMPT_TOKENS_PER_STEP, Batch
+from llama2q.generate.completion import Completion
+from llama2q.generate.kept_text import KeptText
+from llama2q.generate.prompt import Prompt
+from llama2q.generate.request import Request, n_after_slide
+from llama2q.generate.stream import Stream
+from llama2q.sampling import SamplingParams
+
+WhenFull: TypeAlias = Literal["stop", "slide"]
+
+
+class Session(Closing):
+    """A text that grows call by call; each computes only what is new.
+
+    Results are those of one call with the whole text. Between two calls the blocks of the KV cache
+    may go to others who need them; what was lost is computed again when it is needed.
+
+    Calls are safe from any thread and run one after the other; while a stream of the session is
+    open, they raise SessionBusyError.
+    """
+
+    def __init__(self, engine: Engine, *, when_full: WhenFull = "stop", keep: int = 1) -> None:
+        """Use `Llama.session`, which documents the parameters."""
+        engine.check_open()
+        if when_full not in get_args(WhenFull):
+            raise InvalidArgumentError(
+                f"when_full is {when_full!r}; expected one of {', '.join(get_args(WhenFull))}"
+            )
+        if not isinstance(keep, int) or not 0 <= keep < engine.n_ctx:
+            raise InvalidArgumentError(
+                f"keep is {keep!r}; expected an integer, 0 to {engine.n_ctx - 1}, as the context "
+                f"holds {engine.n_ctx} tokens"
+            )
+        self._engine = engine
+        self._when_full = when_full
+        self._keep = keep
+        self._text = KeptText(engine)
+        self._lock = threading.RLock()
+        self._is_busy = False
+        self._is_closed = False
+        self._cancel: _core.CancelFlag | None = None
+        self._stream: weakref.ref[Stream] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of tokens of the text."""
+        return len(self._text.ids)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The text so far."""
+        return tuple(self._text.ids)
+
+    def append(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Add tokens to the text; return what the model expects next.
+
+        Parameters
+        ----------
+        token_ids : sequence of int
+            Taken as they are: the first ones of a text begin with BOS, which is 1.
+
+        Returns
+        -------
+        float32, (vocab_size,)
+            Logits after the last token.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is no token or an id is outside the vocabulary.
+        ContextLengthError
+            If the context has no room for them; with `when_full="slide"`, if it never could.
+        """
+        engine = self._engine
+        with self._call() as cancel:
+            engine.check_ids(token_ids)
+            new = [int(token) for token in token_ids]
+            ids = self._with_room([*self._text.ids, *new], len(new), engine.n_ctx)
+            sequence, _ = self._text.hold(
+                ids, len(ids), wait=True, finishes=True, cancelled=cancel.is_set
+            )
+            try:
+                pending = ids[sequence.n_tokens :]
+                while pending:
+                    del pending[: sequence.adopt(pending[:-1])]
+                    part = pending[:PROMPT_TOKENS_PER_STEP]
+                    is_last = len(part) == len(pending)
+                    rows = engine.forward([Span(sequence, part, int(is_last))], cancel)
+                    del pending[: len(part)]
+            except BaseException:
+                self._text.settle(self._text.ids)
+                raise
+            last: NDArray[np.float32] = rows[-1].copy()
+            self._text.settle(ids, last)
+            return last.copy()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] = (),
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """Add a prompt to the text and continue it; the output is added, too.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+            A string is encoded by itself; at the start of the text it gets a BOS in front. Ids are
+            taken as they are. An empty one continues the text as it is.
+        params : SamplingParams or None
+            None takes the defaults. `n` is 1 here, and there is no `prompt_logprobs`.
+        **sampling
+            Fields of SamplingParams, which replace those of `params`.
+
+        Returns
+        -------
+        Completion
+            Its prompt is the whole text before the output; `usage.cached_tokens` says how much of
+            it was not computed. The id that ended the text is not added.
+
+        Raises
+        ------
+        ContextLengthError
+            If the text leaves no room for a token.
+        SessionBusyError
+            If a stream of this session is open.
+
+        Notes
+        -----
+        An error, an interrupt too, leaves the session as it was before the call.
+        """
+        settings = _checked(SamplingParams.of(params, sampling))
+        with self._call() as cancel:
+            before = self._text.ids
+            request = self._request(self._text_with(prompt), settings)
+            batch = Batch(self._engine, [request], cancel, finishes=True)
+            try:
+                while not batch.is_done:
+                    batch.step()
+            except BaseException:
+                batch.release()
+                self._text.ids = before
+                raise
+            return request.completion()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] = (),
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """Continue the text like `generate`, chunk by chunk.
+
+        The session is busy until the stream's end. A stream that is closed before leaves the prompt
+        and what was generated in the text; one that was never begun leaves nothing.
+        """
+        settings = _checked(SamplingParams.of(params, sampling))
+        with self._lock:
+            self._check_free()
+            request = self._request(self._text_with(prompt), settings, self._end_stream)
+            stream = Stream(self._engine, request)
+            self._stream = weakref.ref(stream)
+            self._is_busy = True
+            return stream
+
+    def fork(self) -> Session:
+        """Return another session with the same text; what is computed is shared, not copied.
+
+        From then on, each goes its own way.
+        """
+        with self._call():
+            other = Session(self._engine, when_full=self._when_full, keep=self._keep)
+            other._text = self._text.copy()
+            return other
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forget all of the text but its first tokens.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are fewer.
+        """
+        with self._call():
+            if not isinstance(n_tokens, int) or not 0 <= n_tokens <= len(self):
+                raise InvalidArgumentError(
+                    f"cannot rewind to {n_tokens!r} tokens; the session has {len(self)}"
+                )
+            self._text.ids = self._text.ids[:n_tokens]
+
+    def close(self) -> None:
+        """Give the blocks back; from any thread, at any time. A running call ends."""
+        self._is_closed = True
+        cancel, stream = self._cancel, self._stream() if self._stream else None
+        if cancel is not None:
+            cancel.set()
+        if stream is not None:
+            stream.close()
+        with self._lock:
+            # Within a call this is a signal handler on the calling thread: the call cleans up.
+            if not self._is_busy:
+                self._text.release()
+
+    def __del__(self) -> None:
+        """Give the blocks of a session that was dropped back."""
+        if hasattr(self, "_stream"):
+            self.close()
+
+    @contextmanager
+    def _call(self) -> Iterator[_core.CancelFlag]:
+        """Run a call alone; give it the flag that `close` sets."""
+        with self._lock:
+            self._check_free()
+            self._is_busy = True
+            self._cancel = cancel = _core.CancelFlag()
+            try:
+                yield cancel
+            except CancelledError:
+                self._check_open()
+                raise
+            finally:
+                self._cancel = None
+                self._is_busy = False
+                if self._is_closed:
+                    self._text.release()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError("this session has been closed")
+        self._engine.check_open()
+
+    def _check_free(self) -> None:
+        self._check_open()
+        if self._is_busy:
+            raise SessionBusyError(
+                "a stream of this session is open: iterate to its end or close() it first, or "
+                "fork() the session before"
+            )
+
+    def _end_stream(self) -> None:
+        self._is_busy = False
+        if self._is_closed:
+            self._text.release()
+
+    def _text_with(self, prompt: str | Sequence[int]) -> tuple[list[int], int]:
+        """Return the text with a prompt, and how many tokens that has."""
+        ids = self._text.ids
+        if isinstance(prompt, str):
+            is_first = not ids
+            new = self._engine.tokenizer.encode(prompt, bos=is_first) if prompt or is_first else []
+        else:
+            if len(prompt):
+                self._engine.check_ids(prompt)
+            new = [int(token) for token in prompt]
+        return [*ids, *new], len(new)
+
+    def _with_room(self, ids: list[int], n_new: int, most: int) -> list[int]:
+        """Return the text that the context holds of this: all of it, unless the session slides."""
+        if len(ids) <= most:
+            return ids
+        if self._when_full == "stop":
+            raise ContextLengthError(
+                f"the session has {len(ids) - n_new} tokens and {n_new} new ones; the context "
+                f"holds {self._engine.n_ctx}: rewind() it, or make it with when_full='slide'"
+            )
+        n_last = max(n_after_slide(self._keep, self._engine.n_ctx) - self._keep, n_new)
+        if self._keep + n_last > most:
+            raise ContextLengthError(
+                f"{n_new} new tokens and the {self._keep} that are kept; the context holds "
+                f"{self._engine.n_ctx}"
+            )
+        return ids[: self._keep] + ids[len(ids) - n_last :]
+
+    def _request(
+        self,
+        text: tuple[list[int], int],
+        settings: SamplingParams,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> Request:
+        ids, n_new = text
+        slides = self._when_full == "slide"
+        if slides:
+            ids = self._with_room(ids, n_new, self._engine.n_ctx - 1)
+        prompt = Prompt(self._engine, ids, settings, slide_keep=self._keep if slides else None)
+        return Request(self._engine, prompt, kept=self._text, on_end=on_end)
+
+
+def _checked(params: SamplingParams) -> SamplingParams:
+    """Refuse settings that a session has no use for."""
+    if params.n > 1:
+        raise InvalidArgumentError(
+            f"n is {params.n}; a session is one text: fork() it, and generate in each"
+        )
+    if params.prompt_logprobs is not None:
+        raise InvalidArgumentError(
+            "prompt_logprobs is set; a session computes no token again: use generate() or score() "
+            "of the model"
+        )
+    return params

@@ -366,6 +366,20 @@ class Engine(Closing):
         ids = np.array([source, destination], np.int32)
         self._open_model().copy_blocks(ids[:1], ids[1:])
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in every layer."""
+        return self._open_model().block_bytes
+
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return keys and values of one block, in every layer: uint8, (block_bytes,)."""
+        data: NDArray[np.uint8] = self._open_model().read_blocks(np.array([block], np.int32))[0]
+        return data
+
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Put what `read_block` returned into a block."""
+        self._open_model().write_blocks(np.array([block], np.int32), data[None])
+
 
 def _bytes_of(prefix_memory: int | str | None) -> int | None:
     n_bytes = parse_size(prefix_memory) if isinstance(prefix_memory, str) else prefix_memory

@@ -95,9 +95,7 @@ def test_second_turn(mini: Llama, forgetful: Llama) -> None:
     with mini.session() as session:
         text: list[int] = []
         for turn, prompt in enumerate(("Once upon a time", " and the queen", words(mini, 150))):
-            new = (
-                mini.tokenizer.encode(prompt, bos=not text) if isinstance(prompt, str) else prompt
-            )
+            new = mini.tokenizer.encode(prompt, bos=not text) if isinstance(prompt, str) else prompt
             result = session.generate(prompt, **SAMPLING)
             expected = forgetful.generate(text + new, **SAMPLING)
             assert (result.text, result.token_ids) == (expected.text, expected.token_ids)
@@ -218,7 +216,8 @@ def test_rewound_text_is_not_computed_again(fake_llama: FakeLlama) -> None:
 
 @given(data=st.data())
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 def test_any_order_of_calls(data: st.DataObject, mini: Llama, forgetful: Llama) -> None:
     """Two contexts of blocks for up to four sessions: some are lost, and computed again."""
@@ -236,9 +235,10 @@ def test_any_order_of_calls(data: st.DataObject, mini: Llama, forgetful: Llama) 
             elif action == "generate":
                 tokens = session.generate(new, seed=1, max_tokens=5, ignore_eos=True).token_ids
                 ids += new
-                assert tokens == forgetful.generate(
-                    ids, seed=1, max_tokens=5, ignore_eos=True
-                ).token_ids
+                assert (
+                    tokens
+                    == forgetful.generate(ids, seed=1, max_tokens=5, ignore_eos=True).token_ids
+                )
                 ids += tokens
             elif action == "rewind":
                 n_tokens = data.draw(st.integers(1, len(ids)))
@@ -376,7 +376,9 @@ def test_draws_differ_after_a_slide(fake_llama: FakeLlama) -> None:
     with llm.session(when_full="slide") as session:
         tokens = session.generate([1], temperature=1.0, top_p=1.0, seed=3, max_tokens=300).token_ids
     roomy, _ = fake_llama(flat, n_ctx=512)
-    assert tokens == roomy.generate([1], temperature=1.0, top_p=1.0, seed=3, max_tokens=300).token_ids
+    assert (
+        tokens == roomy.generate([1], temperature=1.0, top_p=1.0, seed=3, max_tokens=300).token_ids
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AbstractSequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,19 +96,33 @@ class KeptText:
     def copy(self) -> KeptText:
         """Return another one of the same text: full blocks are shared, a last part is copied."""
         other = KeptText(self._engine, self.ids)
-        if self._sequence is None or not self._sequence.unpark():
-            return other
-        n_tokens = _n_common(self._sequence.token_ids or (), self.ids)
-        try:
-            other._sequence = self._sequence.fork(n_tokens, n_tokens, self._engine.copy_block)
-        except KvCacheFullError:
-            return other  # computed again when needed
-        finally:
-            self._sequence.park()
-        if self._last is not None and n_tokens == len(self.ids) == self._sequence.n_tokens:
-            other._last = self._last
-        other._sequence.park()
+        with self.computed() as (sequence, n_tokens):
+            if sequence is None:
+                return other
+            # Where there is no room, it is computed again when it is needed.
+            with suppress(KvCacheFullError):
+                other._sequence = sequence.fork(n_tokens, n_tokens, self._engine.copy_block)
+                other._sequence.park()
+                other._last = self._last
         return other
+
+    def replace(self, ids: AbstractSequence[int], sequence: CachedSequence | None) -> None:
+        """Become another text, of which a parked sequence may hold a beginning."""
+        self.release()
+        self.ids = list(ids)
+        self._sequence = sequence
+
+    @contextmanager
+    def computed(self) -> Iterator[tuple[CachedSequence | None, int]]:
+        """Give a sequence that stays for now, and how many tokens of the text it holds."""
+        sequence = self._sequence
+        if sequence is None or not sequence.unpark():
+            yield None, 0
+            return
+        try:
+            yield sequence, _n_common(sequence.token_ids or (), self.ids)
+        finally:
+            sequence.park()
 
     def release(self) -> None:
         """Give back every block; the ids stay."""

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -28,6 +29,7 @@ from llama2q.generate.prompt import Prompt
 from llama2q.generate.request import Request, n_after_slide
 from llama2q.generate.stream import Stream
 from llama2q.sampling import SamplingParams
+from llama2q.sessions.store import load, save
 
 WhenFull: TypeAlias = Literal["stop", "slide"]
 
@@ -209,6 +211,34 @@ class Session(Closing):
                     f"cannot rewind to {n_tokens!r} tokens; the session has {len(self)}"
                 )
             self._text.ids = self._text.ids[:n_tokens]
+
+    def save(self, path: str | Path) -> None:
+        """Write the text, and what is computed of it, to a file that only its owner can read.
+
+        The file appears whole or not at all; what had its name is replaced. It takes 4 bytes a
+        token, and the KV cache's bytes of whole blocks.
+        """
+        with self._call(), self._text.computed() as (sequence, n_cached):
+            save(self._engine, Path(path), self._text.ids, sequence, n_cached)
+
+    def load(self, path: str | Path) -> None:
+        """Replace the text by that of a file which `save` wrote.
+
+        Nothing is computed again, unless another version of llama2q or another device wrote it.
+        What the file says was computed is believed, but only by this session and its forks: load
+        files that you trust.
+
+        Raises
+        ------
+        SessionFileError
+            If the file is damaged, is of another model, KV cache type or RoPE, or its text is
+            longer than the context. The session is as it was.
+        KvCacheFullError
+            If there is no room in the KV cache.
+        """
+        with self._call():
+            stored = load(self._engine, Path(path))
+            self._text.replace(stored.ids, stored.sequence)
 
     def close(self) -> None:
         """Give the blocks back; from any thread, at any time. A running call ends."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -239,11 +241,48 @@ def test_parked_reservation_is_given_back() -> None:
     assert pool.n_available == 0
     sequence.park()
     assert (pool.n_available, len(sequence.blocks)) == (2, 2)
-    assert sequence.unpark()
-    sequence.reserve(4 * BLOCK)
-    assert pool.n_available == 0
     with pytest.raises(KvCacheFullError):
-        sequence.reserve(5 * BLOCK)
+        sequence.resume(BLOCK + 1, 5 * BLOCK)
+    assert sequence.resume(BLOCK + 1, 4 * BLOCK)
+    assert pool.n_available == 0
+    sequence.release()
+    assert not sequence.resume(0, BLOCK)
+    assert pool.n_available == 4
+
+
+def test_resume_rewinds() -> None:
+    pool = BlockPool(4)
+    sequence = run(pool, text(1, 2, rest=1))
+    sequence.park()
+    assert sequence.resume(BLOCK, 2 * BLOCK)
+    assert (sequence.n_tokens, len(sequence.blocks), pool.n_available) == (BLOCK, 1, 2)
+
+
+def test_parked_owners_that_wait_give_way_to_each_other() -> None:
+    """Two that hold half of the blocks each want all of them, while a third one has the rest."""
+    pool = BlockPool(5)
+    one, two = run(pool, text(1, 2)), run(pool, text(3, 4))
+    one.park()
+    two.park()
+    busy = Sequence(pool, BLOCK, finishes=True)
+    results: list[bool] = []
+
+    def go_on(sequence: Sequence) -> None:
+        results.append(sequence.resume(2 * BLOCK, 5 * BLOCK, wait=True, finishes=True))
+        if not results[-1]:
+            sequence = Sequence(pool, 5 * BLOCK, wait=True, finishes=True)
+        sequence.release()
+
+    threads = [threading.Thread(target=go_on, args=(sequence,)) for sequence in (one, two)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    busy.release()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert len(results) == 2
+    assert pool.n_available == 5
 
 
 # --- any order of calls -----------------------------------------------------------------------

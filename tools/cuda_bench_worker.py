@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     try:
         memory = DeviceMemory() if options.get("device", "auto") != "cpu" else None
         started = time.perf_counter()
-        llm = llama2q.load(job["file"], **options)
+        llm = llama2q.load(job["file"], prefix_memory=0, **options)
     except Exception as error:
         emit({"kind": "load", "error": f"{type(error).__name__}: {error}"})
         return 0

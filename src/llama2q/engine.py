@@ -32,6 +32,7 @@ from llama2q.kv_sequence import Sequence
 from llama2q.memory import parse_size
 from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for, threads_for
 from llama2q.prefix_cache import root_key
+from llama2q.ragged import step_arrays
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
 
@@ -295,7 +296,7 @@ class Engine(Closing):
         """
 
         def step(model: _core.Model, flag: _core.CancelFlag) -> NDArray[np.float32]:
-            return model.step(*_step_arrays(spans), output="logits", cancel=flag)
+            return model.step(*step_arrays(spans), output="logits", cancel=flag)
 
         return self._run(spans, cancel, step)
 
@@ -320,7 +321,7 @@ class Engine(Closing):
         """
 
         def step(model: _core.Model, flag: _core.CancelFlag) -> tuple[NDArray[np.float32], _I32]:
-            return model.step_largest(*_step_arrays(spans), k=k, cancel=flag)
+            return model.step_largest(*step_arrays(spans), k=k, cancel=flag)
 
         return self._run(spans, cancel, step)
 
@@ -388,31 +389,3 @@ def _bytes_of(prefix_memory: int | str | None) -> int | None:
             f"prefix_memory is {prefix_memory!r}; expected bytes, 0 or more, or text like 2GB"
         )
     return n_bytes
-
-
-def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:
-    """Lay spans out as the ragged step wants them.
-
-    Returns
-    -------
-    token_ids, positions, sequence_of_token : int32, (n,)
-    block_tables : int32, (n_sequences, max_blocks)
-        -1 where a sequence has no block.
-    output_rows : int32, (m,)
-    """
-    lengths = [len(span.token_ids) for span in spans]
-    ends = np.cumsum(lengths)
-    token_ids = np.concatenate([np.asarray(span.token_ids, np.int32) for span in spans])
-    starts = np.array([span.sequence.n_tokens for span in spans])
-    within = np.arange(len(token_ids)) - np.repeat(ends - lengths, lengths)
-    positions = (np.repeat(starts, lengths) + within).astype(np.int32)
-    sequence_of_token = np.repeat(np.arange(len(spans), dtype=np.int32), lengths)
-    tables = [span.sequence.blocks for span in spans]
-    block_tables = np.full((len(spans), max(map(len, tables))), -1, np.int32)
-    for row, table in zip(block_tables, tables, strict=True):
-        row[: len(table)] = table
-    rows = [
-        np.arange(end - span.n_rows, end, dtype=np.int32)
-        for span, end in zip(spans, ends, strict=True)
-    ]
-    return token_ids, positions, sequence_of_token, block_tables, np.concatenate(rows)

@@ -13,6 +13,7 @@ import heapq
 import threading
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as AbstractSequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from llama2q.errors import CancelledError, InvalidArgumentError, KvCacheFullError
@@ -24,6 +25,10 @@ __all__ = ["BLOCK", "BlockPool", "blocks_for"]
 def blocks_for(n_tokens: int) -> int:
     """Return how many blocks hold this many positions."""
     return -(-n_tokens // BLOCK)
+
+
+class GaveWayError(Exception):
+    """A parked owner lost its blocks while it waited for more; for who called `reserve` alone."""
 
 
 class Parked(Protocol):
@@ -140,11 +145,15 @@ class BlockPool:
         with self._changed:
             self._parked.pop(owner, None)
 
-    def _drop_parked(self) -> bool:
+    def locked(self) -> AbstractContextManager[object]:
+        """Keep other threads from the pool for a moment; waiting for blocks lets them in."""
+        return self._changed
+
+    def _drop_parked(self, spared: Parked | None = None) -> bool:
         """Take the blocks of the owner that has been parked longest; False if there is none."""
-        if not self._parked:
+        owner = next((owner for owner in self._parked if owner is not spared), None)
+        if owner is None:
             return False
-        owner = next(iter(self._parked))
         del self._parked[owner]
         owner.release()
         return True
@@ -233,6 +242,7 @@ class BlockPool:
         finishes: bool = False,
         cancelled: Callable[[], bool] | None = None,
         keys: AbstractSequence[bytes] = (),
+        owner: Parked | None = None,
     ) -> list[int]:
         """Set blocks aside for later `allocate(..., reserved=True)`.
 
@@ -249,6 +259,9 @@ class BlockPool:
         keys : sequence of bytes
             Keys of the first of the blocks, `count` at most: those that are cached are taken, and
             only the others set aside.
+        owner : Parked or None
+            Who asks, if he is parked: he is not when this returns. While he waits, others may take
+            what he has.
 
         Returns
         -------
@@ -261,15 +274,19 @@ class BlockPool:
             If fewer are available and no owner is known to finish.
         CancelledError
             If `cancelled` said so.
+        GaveWayError
+            If `owner` lost his blocks.
         """
         with self._changed:
             while True:
+                if owner is not None and owner not in self._parked:
+                    raise GaveWayError
                 found = self._index.find(keys)
                 # Those that others hold take nothing from what is available.
                 needed = count - sum(self._references[block] > 0 for block in found)
                 if needed <= self.n_available:
                     break
-                if self._drop_parked():
+                if self._drop_parked(owner):
                     continue
                 if not wait or count > self._n_blocks or not self._finishing:
                     raise self._full(needed)
@@ -278,6 +295,8 @@ class BlockPool:
                 self._changed.wait(0.1)
             self._reserved += count - len(found)
             self._finishing += finishes
+            if owner is not None:
+                del self._parked[owner]
             return self._hold(found)
 
     def unreserve(self, count: int, *, finishes: bool = False) -> None:

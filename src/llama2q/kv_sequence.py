@@ -6,7 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 
 from llama2q.errors import ClosedError, InvalidArgumentError
-from llama2q.kv_blocks import BLOCK, BlockPool, blocks_for
+from llama2q.kv_blocks import BLOCK, BlockPool, GaveWayError, blocks_for
 from llama2q.prefix_cache import TokenChain
 
 
@@ -215,37 +215,71 @@ class Sequence:
             )
         self._n_tokens += n_tokens
 
-    def reserve(
+    def park(self) -> None:
+        """Give back what is reserved; from now on the blocks, too, may be taken when needed."""
+        with self._pool.locked():
+            if self._released:
+                return
+            spare = self._blocks[blocks_for(self._n_tokens) :]
+            del self._blocks[len(self._blocks) - len(spare) :]
+            self._pool.release(spare)
+            self._pool.unreserve(self._n_reserved, finishes=self._finishes)
+            self._n_reserved = 0
+            self._finishes = False
+            self._pool.park(self)
+
+    def unpark(self) -> bool:
+        """Keep the blocks for a moment; False if they were taken: then the sequence is released."""
+        with self._pool.locked():
+            if self._released:
+                return False
+            self._pool.unpark(self)
+            self._pool.reserve(0, finishes=not self._finishes)
+            self._finishes = True
+            return True
+
+    def resume(
         self,
+        n_tokens: int,
         capacity: int,
         *,
         wait: bool = False,
         finishes: bool = False,
         cancelled: Callable[[], bool] | None = None,
-    ) -> None:
-        """Reserve blocks for more tokens; see `BlockPool.reserve`, also for what it raises."""
-        more = max(blocks_for(capacity) - len(self._blocks) - self._n_reserved, 0)
-        self._pool.reserve(more, wait=wait, finishes=finishes, cancelled=cancelled)
-        self._pool.unreserve(0, finishes=self._finishes)
-        self._n_reserved += more
-        self._finishes = finishes
+    ) -> bool:
+        """Go on with a parked sequence, after its first tokens.
 
-    def park(self) -> None:
-        """Give back what is reserved; from now on the blocks, too, may be taken when needed."""
-        if self._released:
-            return
-        spare = self._blocks[blocks_for(self._n_tokens) :]
-        del self._blocks[len(self._blocks) - len(spare) :]
-        self._pool.release(spare)
-        self._pool.unreserve(self._n_reserved, finishes=self._finishes)
-        self._n_reserved = 0
-        self._finishes = False
-        self._pool.park(self)
+        Parameters
+        ----------
+        n_tokens : int
+            Where to go on; see `rewind_near`.
+        capacity : int
+            Most tokens that it will hold from now on.
+        wait, finishes, cancelled
+            See `BlockPool.reserve`, also for what it raises: then it is still parked.
 
-    def unpark(self) -> bool:
-        """Keep the blocks; False if they were taken: then the sequence is released."""
-        self._pool.unpark(self)
-        return not self._released
+        Returns
+        -------
+        bool
+            False if its blocks were taken: then the sequence is released.
+        """
+        with self._pool.locked():
+            if self._released:
+                return False
+            self.park()  # also after an interrupt in the middle of a call
+            self.rewind_near(n_tokens)
+            self._pool.unreserve(self._n_reserved)
+            self._n_reserved = 0
+            more = max(blocks_for(capacity) - len(self._blocks), 0)
+            try:
+                self._pool.reserve(
+                    more, wait=wait, finishes=finishes, cancelled=cancelled, owner=self
+                )
+            except GaveWayError:
+                return False
+            self._n_reserved = more
+            self._finishes = finishes
+            return True
 
     def rewind(self, n_tokens: int) -> None:
         """Forget all but the first tokens; blocks no longer needed stay reserved, unless shared.

@@ -56,28 +56,29 @@ class KeptText:
             Those, if the sequence holds the whole text.
         """
         last, self._last = self._last, None
-        sequence = self._sequence
-        if sequence is None or not sequence.unpark():
-            self._sequence = None
-            self._sequence = CachedSequence(
-                self._engine.pool,
+        if self._sequence is not None:
+            held = self._sequence.token_ids or ()
+            if held != tuple(ids):
+                last = None
+            most = len(ids) - (last is None)
+            if self._sequence.resume(
+                min(_n_common(held, ids), most),
                 capacity,
-                begins=ids[:-1],
                 wait=wait,
                 finishes=finishes,
                 cancelled=cancelled,
-            )
-            return self._sequence, None
-        is_whole = last is not None and sequence.token_ids == tuple(ids)
-        if not is_whole:
-            last = None
-            sequence.rewind_near(min(_n_common(sequence.token_ids or (), ids), len(ids) - 1))
-        try:
-            sequence.reserve(capacity, wait=wait, finishes=finishes, cancelled=cancelled)
-        except BaseException:
-            sequence.park()
-            raise
-        return sequence, last
+            ):
+                return self._sequence, last
+            self._sequence = None
+        self._sequence = CachedSequence(
+            self._engine.pool,
+            capacity,
+            begins=ids[:-1],
+            wait=wait,
+            finishes=finishes,
+            cancelled=cancelled,
+        )
+        return self._sequence, None
 
     def settle(self, ids: AbstractSequence[int], last: NDArray[np.float32] | None = None) -> None:
         """Let the text be these ids, and its blocks be taken by others who need them.

@@ -28,6 +28,7 @@ from bindings.parts import (
     f32,
     i8,
     made,
+    model,
     model_arguments,
     op,
     u8,
@@ -139,6 +140,17 @@ ROWS: dict[str, Row] = {
             *(("source", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)),
             *(("destination", ints([2, b])) for b in (-1, N_BLOCKS, BIG, SMALL, 2, 0)),
         ],
+    ),
+    "Model.read_blocks": Row(
+        op("read_blocks"),
+        made(blocks=ints([0, 1])),
+        values=[("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)],
+        free={"blocks": (0,)},
+    ),
+    "Model.write_blocks": Row(
+        op("write_blocks"),
+        lambda: {"blocks": ints([0, 1]), "data": u8(2, model().block_bytes)},
+        values=[("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL, 0)],
     ),
     "Model.embed": Row(
         op("embed"), made(token_ids=ints([5, 6, 7, 8, 9])), TOKENS, free={"token_ids": (0,)}

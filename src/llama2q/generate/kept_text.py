@@ -62,7 +62,7 @@ class KeptText:
                 last = None
             most = len(ids) - (last is None)
             if self._sequence.resume(
-                min(_n_common(held, ids), most),
+                min(n_common(held, ids), most),
                 capacity,
                 wait=wait,
                 finishes=finishes,
@@ -121,7 +121,7 @@ class KeptText:
             yield None, 0
             return
         try:
-            yield sequence, _n_common(sequence.token_ids or (), self.ids)
+            yield sequence, n_common(sequence.token_ids or (), self.ids)
         finally:
             sequence.park()
 
@@ -133,7 +133,7 @@ class KeptText:
             self._sequence = None
 
 
-def _n_common(a: AbstractSequence[int], b: AbstractSequence[int]) -> int:
+def n_common(a: AbstractSequence[int], b: AbstractSequence[int]) -> int:
     """Return how many tokens two texts have in common from their start."""
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))

@@ -25,7 +25,8 @@ from llama2q.generate.stream import Stream
 from llama2q.kv_sequence import Sequence as CachedSequence
 from llama2q.plan import KvChoice
 from llama2q.sampling import SamplingParams
-from llama2q.sessions.session import Session, WhenFull
+from llama2q.sessions.session import Session
+from llama2q.sessions.window import WhenFull
 from llama2q.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +18,24 @@ from llama2q.engine import Engine, Span
 from llama2q.errors import (
     CancelledError,
     ClosedError,
-    ContextLengthError,
     InvalidArgumentError,
     SessionBusyError,
 )
 from llama2q.generate.batch import PROMPT_TOKENS_PER_STEP, Batch
 from llama2q.generate.completion import Completion
-from llama2q.generate.kept_text import KeptText
+from llama2q.generate.kept_text import KeptText, n_common
 from llama2q.generate.prompt import Prompt
-from llama2q.generate.request import Request, n_after_slide
+from llama2q.generate.request import Request
 from llama2q.generate.stream import Stream
 from llama2q.sampling import SamplingParams
 from llama2q.sessions.store import load, save
+from llama2q.sessions.window import WhenFull, Window
 
-WhenFull: TypeAlias = Literal["stop", "slide"]
+Prepare: TypeAlias = Callable[..., tuple[list[int], SamplingParams]]
+"""Turns messages and settings into ids and settings: `chat.model_chat.ModelChat.prepare`."""
+
+Asked: TypeAlias = tuple[list[int], int, SamplingParams]
+"""The whole text, how many of its last tokens are new, and settings."""
 
 
 class Session(Closing):
@@ -44,21 +48,19 @@ class Session(Closing):
     open, they raise SessionBusyError.
     """
 
-    def __init__(self, engine: Engine, *, when_full: WhenFull = "stop", keep: int = 1) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        when_full: WhenFull = "stop",
+        keep: int = 1,
+        prepare: Prepare | None = None,
+    ) -> None:
         """Use `Llama.session`, which documents the parameters."""
         engine.check_open()
-        if when_full not in get_args(WhenFull):
-            raise InvalidArgumentError(
-                f"when_full is {when_full!r}; expected one of {', '.join(get_args(WhenFull))}"
-            )
-        if not isinstance(keep, int) or not 0 <= keep < engine.n_ctx:
-            raise InvalidArgumentError(
-                f"keep is {keep!r}; expected an integer, 0 to {engine.n_ctx - 1}, as the context "
-                f"holds {engine.n_ctx} tokens"
-            )
         self._engine = engine
-        self._when_full = when_full
-        self._keep = keep
+        self._window = Window(engine.n_ctx, when_full, keep)
+        self._prepare = prepare
         self._text = KeptText(engine)
         self._lock = threading.RLock()
         self._is_busy = False
@@ -99,7 +101,7 @@ class Session(Closing):
         with self._call() as cancel:
             engine.check_ids(token_ids)
             new = [int(token) for token in token_ids]
-            ids = self._with_room([*self._text.ids, *new], len(new), engine.n_ctx)
+            ids = self._window.hold([*self._text.ids, *new], len(new), room=0)
             sequence, _ = self._text.hold(
                 ids, len(ids), wait=True, finishes=True, cancelled=cancel.is_set
             )
@@ -154,9 +156,12 @@ class Session(Closing):
         An error, an interrupt too, leaves the session as it was before the call.
         """
         settings = _checked(SamplingParams.of(params, sampling))
+        return self._generate(lambda: (*self._text_with(prompt), settings))
+
+    def _generate(self, ask: Callable[[], Asked]) -> Completion:
         with self._call() as cancel:
             before = self._text.ids
-            request = self._request(self._text_with(prompt), settings)
+            request = self._request(ask())
             batch = Batch(self._engine, [request], cancel, finishes=True)
             try:
                 while not batch.is_done:
@@ -179,13 +184,70 @@ class Session(Closing):
         and what was generated in the text; one that was never begun leaves nothing.
         """
         settings = _checked(SamplingParams.of(params, sampling))
+        return self._begin_stream(lambda: (*self._text_with(prompt), settings))
+
+    def _begin_stream(self, ask: Callable[[], Asked]) -> Stream:
         with self._lock:
             self._check_free()
-            request = self._request(self._text_with(prompt), settings, self._end_stream)
+            request = self._request(ask(), self._end_stream)
             stream = Stream(self._engine, request)
             self._stream = weakref.ref(stream)
             self._is_busy = True
             return stream
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        params: SamplingParams | None = None,
+        *,
+        strict: bool = True,
+        template: str | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """Answer the last message of a dialogue, as `Llama.chat` does.
+
+        The text becomes that of the dialogue and the answer. What it has in common with the text
+        before is not computed again: of the last answer, that is what is encoded to the same
+        tokens as were generated.
+
+        Parameters
+        ----------
+        messages : sequence of Message or mapping
+            The whole dialogue.
+        params, **sampling
+            See `generate`.
+        strict, template
+            See `Llama.chat`.
+        """
+        settings = _checked(SamplingParams.of(params, sampling))
+        return self._generate(lambda: self._dialogue(messages, settings, strict, template))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Any],
+        params: SamplingParams | None = None,
+        *,
+        strict: bool = True,
+        template: str | None = None,
+        **sampling: Any,
+    ) -> Stream:
+        """Answer like `chat`, chunk by chunk; for the session, it is a stream like `stream`'s."""
+        settings = _checked(SamplingParams.of(params, sampling))
+        return self._begin_stream(lambda: self._dialogue(messages, settings, strict, template))
+
+    def _dialogue(
+        self,
+        messages: Sequence[Any],
+        settings: SamplingParams,
+        strict: bool,
+        template: str | None,
+    ) -> Asked:
+        if self._prepare is None:
+            raise InvalidArgumentError(
+                "this session was made without a chat format: make it by `Llama.session`"
+            )
+        ids, settings = self._prepare(messages, settings, strict=strict, template=template)
+        return ids, len(ids) - n_common(ids, self._text.ids), settings
 
     def fork(self) -> Session:
         """Return another session with the same text; what is computed is shared, not copied.
@@ -193,7 +255,12 @@ class Session(Closing):
         From then on, each goes its own way.
         """
         with self._call():
-            other = Session(self._engine, when_full=self._when_full, keep=self._keep)
+            other = Session(
+                self._engine,
+                when_full=self._window.when_full,
+                keep=self._window.keep,
+                prepare=self._prepare,
+            )
             other._text = self._text.copy()
             return other
 
@@ -306,34 +373,14 @@ class Session(Closing):
             new = [int(token) for token in prompt]
         return [*ids, *new], len(new)
 
-    def _with_room(self, ids: list[int], n_new: int, most: int) -> list[int]:
-        """Return the text that the context holds of this: all of it, unless the session slides."""
-        if len(ids) <= most:
-            return ids
-        if self._when_full == "stop":
-            raise ContextLengthError(
-                f"the session has {len(ids) - n_new} tokens and {n_new} new ones; the context "
-                f"holds {self._engine.n_ctx}: rewind() it, or make it with when_full='slide'"
-            )
-        n_last = max(n_after_slide(self._keep, self._engine.n_ctx) - self._keep, n_new)
-        if self._keep + n_last > most:
-            raise ContextLengthError(
-                f"{n_new} new tokens and the {self._keep} that are kept; the context holds "
-                f"{self._engine.n_ctx}"
-            )
-        return ids[: self._keep] + ids[len(ids) - n_last :]
-
     def _request(
         self,
-        text: tuple[list[int], int],
-        settings: SamplingParams,
+        asked: Asked,
         on_end: Callable[[], None] = lambda: None,
     ) -> Request:
-        ids, n_new = text
-        slides = self._when_full == "slide"
-        if slides:
-            ids = self._with_room(ids, n_new, self._engine.n_ctx - 1)
-        prompt = Prompt(self._engine, ids, settings, slide_keep=self._keep if slides else None)
+        ids, n_new, settings = asked
+        ids = self._window.hold(ids, n_new, room=1)
+        prompt = Prompt(self._engine, ids, settings, slide_keep=self._window.slide_keep)
         return Request(self._engine, prompt, kept=self._text, on_end=on_end)
 
 

@@ -283,6 +283,15 @@ def vars_of(completion: Any) -> dict[str, Any]:
     return {name: getattr(completion, name) for name in completion.__slots__}
 
 
+def test_samples_publish_the_prompt_alone(fake_llama: FakeLlama) -> None:
+    """They begin again where it ends: nobody else may hold the block that is written there."""
+    llm, _ = fake_llama()
+    llm.generate([5] * 150, n=3, max_tokens=200, seed=1, ignore_eos=True)
+    assert llm.engine.pool.n_cached == 2
+    llm.generate([6] * 150, max_tokens=200, seed=1, ignore_eos=True)
+    assert llm.engine.pool.n_cached == 2 + 5
+
+
 def test_prompt_logprobs_compute_the_whole_prompt(fake_llama: FakeLlama) -> None:
     llm, _ = fake_llama()
     first = llm.generate([5] * 200, max_tokens=1, seed=1, prompt_logprobs=1)

@@ -101,6 +101,13 @@ def test_text_that_differs_before_shares_nothing_after() -> None:
     assert Sequence(pool, 3 * BLOCK, begins=text(1, 4, 3)).n_tokens == BLOCK
 
 
+def test_equal_blocks_behind_different_ones_are_not_the_same() -> None:
+    pool = BlockPool(6)
+    run(pool, text(1, 2)).release()
+    run(pool, text(3, 4)).release()
+    assert Sequence(pool, 2 * BLOCK, begins=text(1, 4)).n_tokens == BLOCK
+
+
 def test_unknown_tokens_are_not_published() -> None:
     pool = BlockPool(4)
     sequence = Sequence(pool, 2 * BLOCK)

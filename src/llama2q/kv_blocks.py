@@ -126,13 +126,12 @@ class BlockPool:
 
     def retain(self, blocks: Iterable[int]) -> None:
         """Add one reference to each block: to all of them or to none."""
-        blocks = tuple(blocks)
         with self._changed:
+            blocks = list(blocks)
             for block in blocks:
                 if self._references[block] < 1:
                     raise InvalidArgumentError(f"KV block {block} is free; cannot share it")
-            for block in blocks:
-                self._references[block] += 1
+            self._hold(blocks)
 
     def park(self, owner: Parked) -> None:
         """From now on, an owner's blocks may be taken from it: when no others are left."""

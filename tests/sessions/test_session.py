@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,15 @@ def test_rewind(mini: Llama, forgetful: Llama) -> None:
                 session.rewind(wrong)  # type: ignore[arg-type]
 
 
+def test_logits_after_another_token_are_not_taken(fake_llama: FakeLlama) -> None:
+    llm, _ = fake_llama()
+    with llm.session() as session:
+        session.append([1, 5, 6, 7])
+        session.rewind(3)
+        found = session.generate(temperature=0, max_tokens=1)
+    assert found.token_ids == llm.generate([1, 5, 6], temperature=0, max_tokens=1).token_ids
+
+
 def test_rewound_text_is_not_computed_again(fake_llama: FakeLlama) -> None:
     llm, model = fake_llama()
     with llm.session() as session:
@@ -274,13 +284,9 @@ def test_a_whole_prompt_in_the_cache_still_gives_logits(fake_llama: FakeLlama) -
     llm, model = fake_llama()
     first = llm.generate([5] * 128, max_tokens=2, seed=1)
     again = llm.generate([5] * 128, max_tokens=2, seed=1)
-    assert first == again.__class__(**{**vars_of(again), "timings": first.timings})
+    assert replace(again, timings=first.timings) == first
     assert model.step_sizes == [128, 1, 64, 1]
     assert (first.usage.cached_tokens, again.usage.cached_tokens) == (0, 64)
-
-
-def vars_of(completion: Any) -> dict[str, Any]:
-    return {name: getattr(completion, name) for name in completion.__slots__}
 
 
 def test_samples_publish_the_prompt_alone(fake_llama: FakeLlama) -> None:

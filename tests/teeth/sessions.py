@@ -14,7 +14,7 @@ SESSIONS = (
         "src/llama2q/prefix_cache.py",
         "hashlib.sha256(before + block)",
         "hashlib.sha256(self._root + block)",
-        f"{CACHE}::test_text_that_differs_before_shares_nothing_after",
+        f"{CACHE}::test_equal_blocks_behind_different_ones_are_not_the_same",
     ),
     fault(
         "another RoPE finds the same blocks",
@@ -87,9 +87,7 @@ SESSIONS = (
         "src/llama2q/generate/kept_text.py",
         "            if held != tuple(ids):\n                last = None\n",
         "",
-        f"{SESSION}::test_any_order_of_calls",
-        f"{SESSION}::test_second_turn",
-        f"{SESSION}::test_append_gives_the_logits_of_the_whole_text",
+        f"{SESSION}::test_logits_after_another_token_are_not_taken",
     ),
     fault(
         "the same draws after a slide",

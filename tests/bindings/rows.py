@@ -38,6 +38,7 @@ from builders import NONUNIFORM, ints
 from llama2q import _core
 
 X = f32(N, DIM)
+WRONG_BLOCKS = [("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)]
 ROWS: dict[str, Row] = {
     "Matrix.int4": Row(
         _core.Matrix.int4,
@@ -142,15 +143,12 @@ ROWS: dict[str, Row] = {
         ],
     ),
     "Model.read_blocks": Row(
-        op("read_blocks"),
-        made(blocks=ints([0, 1])),
-        values=[("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)],
-        free={"blocks": (0,)},
+        op("read_blocks"), made(blocks=ints([0, 1])), WRONG_BLOCKS, free={"blocks": (0,)}
     ),
     "Model.write_blocks": Row(
         op("write_blocks"),
         lambda: {"blocks": ints([0, 1]), "data": u8(2, model().block_bytes)},
-        values=[("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL, 0)],
+        [*WRONG_BLOCKS, ("blocks", ints([0, 0]))],
     ),
     "Model.embed": Row(
         op("embed"), made(token_ids=ints([5, 6, 7, 8, 9])), TOKENS, free={"token_ids": (0,)}

@@ -103,7 +103,7 @@ PYTHON = (
     ),
     fault(
         "last token's logits off by one",
-        "src/llama2q/engine.py",
+        "src/llama2q/ragged.py",
         "np.arange(end - span.n_rows, end, dtype=np.int32)",
         "np.arange(end - span.n_rows, end, dtype=np.int32) - (len(span.token_ids) > span.n_rows)",
         f"{REFERENCE}::test_text_prompt_gets_bos",

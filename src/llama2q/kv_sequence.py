@@ -183,7 +183,9 @@ class Sequence:
         int
             How many of them are in the cache now and need not be computed.
         """
-        if self._chain is None or self._n_tokens != len(self._blocks) * BLOCK:
+        if self._chain is None or len(ids) < BLOCK:
+            return 0
+        if self._n_tokens != len(self._blocks) * BLOCK:
             return 0
         keys = self._chain.continued(ids)[len(self._blocks) :]
         found = self._pool.adopt(keys[: self._n_reserved])

@@ -9,8 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from bindings.parts import (
+    ANY_COUNT,
     BATCH_VALUES,
     BIG,
+    BLOCK_TWICE,
+    BLOCKS,
     DIM,
     FREE_STEP,
     HIDDEN,
@@ -24,11 +27,11 @@ from bindings.parts import (
     WIDTH,
     N,
     Row,
+    blocks_to_write,
     f16,
     f32,
     i8,
     made,
-    model,
     model_arguments,
     op,
     u8,
@@ -38,7 +41,6 @@ from builders import NONUNIFORM, ints
 from llama2q import _core
 
 X = f32(N, DIM)
-WRONG_BLOCKS = [("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)]
 ROWS: dict[str, Row] = {
     "Matrix.int4": Row(
         _core.Matrix.int4,
@@ -142,14 +144,8 @@ ROWS: dict[str, Row] = {
             *(("destination", ints([2, b])) for b in (-1, N_BLOCKS, BIG, SMALL, 2, 0)),
         ],
     ),
-    "Model.read_blocks": Row(
-        op("read_blocks"), made(blocks=ints([0, 1])), WRONG_BLOCKS, free={"blocks": (0,)}
-    ),
-    "Model.write_blocks": Row(
-        op("write_blocks"),
-        lambda: {"blocks": ints([0, 1]), "data": u8(2, model().block_bytes)},
-        [*WRONG_BLOCKS, ("blocks", ints([0, 0]))],
-    ),
+    "Model.read_blocks": Row(op("read_blocks"), made(blocks=ints([0, 1])), BLOCKS, free=ANY_COUNT),
+    "Model.write_blocks": Row(op("write_blocks"), blocks_to_write, [*BLOCKS, BLOCK_TWICE]),
     "Model.embed": Row(
         op("embed"), made(token_ids=ints([5, 6, 7, 8, 9])), TOKENS, free={"token_ids": (0,)}
     ),

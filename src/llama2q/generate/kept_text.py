@@ -135,6 +135,7 @@ class KeptText:
 
 def n_common(a: AbstractSequence[int], b: AbstractSequence[int]) -> int:
     """Return how many tokens two texts have in common from their start."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    n_tokens = min(len(a), len(b))
+    if tuple(a[:n_tokens]) == tuple(b[:n_tokens]):
+        return n_tokens
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)

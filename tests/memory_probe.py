@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 import llama2q
-from llama2q.engine import Span
 from llama2q.generate.batch import PROMPT_TOKENS_PER_STEP
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
+from llama2q.ragged import Span
 
 
 def anonymous_bytes() -> int:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from llama2q.bench import Bench, BenchSettings, bench
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import ContextLengthError, InvalidArgumentError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
+from llama2q.ragged import Span
 
 QUICK = BenchSettings(
     prefill=(5, 70), decode=3, depth=(0, 100), step=(1, 4), batch=(1, 3), limit_seconds=0.01

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from llama2q.errors import ClosedError, InvalidArgumentError, KvCacheFullError
-from llama2q.kv_blocks import BLOCK, BlockPool, Sequence, blocks_for
+from llama2q.kv_blocks import BLOCK, BlockPool, blocks_for
+from llama2q.kv_sequence import Sequence
 
 
 def test_blocks_for() -> None:

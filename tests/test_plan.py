@@ -14,10 +14,11 @@ import llama2q
 import synthetic_l2q
 from llama2q import _core
 from llama2q.config import ModelConfig
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import InvalidArgumentError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import Plan, kv_bytes_per_token
+from llama2q.ragged import Span
 
 LLAMA_7B = ModelConfig(
     dim=4096,

@@ -19,10 +19,11 @@ import llama2q
 import synthetic_l2q
 from llama2q import _core
 from llama2q.config import ModelConfig
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import CancelledError, InvalidArgumentError
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
+from llama2q.ragged import Span
 from llama2q.read_ahead import ReadAhead, is_worth_loading, layer_ranges, read_ahead_for
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the page cache is steered on Linux")

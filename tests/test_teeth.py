@@ -13,9 +13,11 @@ from teeth.cuda import CUDA
 from teeth.mutant import Mutant
 from teeth.native import NATIVE
 from teeth.python import PYTHON
+from teeth.sessions import SESSIONS
 from teeth.workbench import Edit, Workbench
 
 PROJECT = Path(__file__).resolve().parents[1]
+IN_PYTHON = PYTHON + SESSIONS
 ISAS = [name for name in ("scalar", "avx2", "avx512vnni") if name in _core.isas()]
 EMULATED = [] if test_arm.MISSING else ["neon", "neon_i8mm"]
 
@@ -59,7 +61,7 @@ def expect_caught(bench: Workbench, mutant: Mutant) -> None:
 
 def test_table() -> None:
     """Names are unique, and every fault's text stands in the sources exactly once."""
-    mutants = NATIVE + PYTHON + CUDA
+    mutants = NATIVE + IN_PYTHON + CUDA
     assert len({mutant.name for mutant in mutants}) == len(mutants) >= 24
     for mutant in mutants:
         for edit in mutant.edits:
@@ -74,10 +76,10 @@ def test_a_text_that_is_gone_is_an_error(python_bench: Workbench) -> None:
 
 
 def test_clean_python(python_bench: Workbench) -> None:
-    expect_clean(python_bench, PYTHON)
+    expect_clean(python_bench, IN_PYTHON)
 
 
-@pytest.mark.parametrize("mutant", PYTHON, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", IN_PYTHON, ids=lambda mutant: mutant.name)
 def test_python_fault(python_bench: Workbench, mutant: Mutant) -> None:
     expect_caught(python_bench, mutant)
 

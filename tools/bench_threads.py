@@ -24,8 +24,9 @@ from pathlib import Path
 
 import synthetic_l2q
 from llama2q.config import ModelConfig
-from llama2q.engine import Engine, Span
-from llama2q.kv_blocks import Sequence
+from llama2q.engine import Engine
+from llama2q.kv_sequence import Sequence
+from llama2q.ragged import Span
 
 MINI_TOKENIZER = Path(__file__).resolve().parents[1] / "tests" / "data" / "mini" / "tokenizer.model"
 # Layers of the 7B model, but eight of 32.

@@ -20,9 +20,10 @@ import numpy as np
 import llama2q
 from llama2q import devices
 from llama2q.bench import Bench
-from llama2q.engine import Engine, Span
-from llama2q.kv_blocks import Sequence
+from llama2q.engine import Engine
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import kv_bytes_per_token
+from llama2q.ragged import Span
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     try:
         memory = DeviceMemory() if options.get("device", "auto") != "cpu" else None
         started = time.perf_counter()
-        llm = llama2q.load(job["file"], **options)
+        llm = llama2q.load(job["file"], prefix_memory=0, **options)
     except Exception as error:
         emit({"kind": "load", "error": f"{type(error).__name__}: {error}"})
         return 0

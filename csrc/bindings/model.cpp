@@ -80,6 +80,7 @@ class PyModel {
   int64_t n_blocks() const { return forward_->n_blocks(); }
   int n_threads() const { return n_threads_; }
   int64_t work_bytes() const { return forward_->work_bytes(); }
+  int64_t block_bytes() const { return forward_->block_bytes(); }
   const std::string& isa() const { return isa_; }
   std::vector<std::string> notes() const { return forward_->notes(); }
   const char* kv_dtype() const { return name_of(forward_->kv_type()); }
@@ -125,6 +126,21 @@ class PyModel {
     locked([&] {
       forward_->copy_blocks(data_of<int32_t>(source), data_of<int32_t>(destination), source.size());
     });
+  }
+
+  py::array_t<uint8_t> read_blocks(const py::array& blocks) {
+    check_array(blocks, "blocks", "int32", {kAny});
+    py::array_t<uint8_t> out({blocks.size(), static_cast<py::ssize_t>(forward_->block_bytes())});
+    auto* data = reinterpret_cast<char*>(out.mutable_data());
+    locked([&] { forward_->read_blocks(data_of<int32_t>(blocks), blocks.size(), data); });
+    return out;
+  }
+
+  void write_blocks(const py::array& blocks, const py::array& data) {
+    check_array(blocks, "blocks", "int32", {kAny});
+    check_array(data, "data", "uint8", {blocks.size(), forward_->block_bytes()});
+    const auto* bytes = reinterpret_cast<const char*>(data_of<uint8_t>(data));
+    locked([&] { forward_->write_blocks(data_of<int32_t>(blocks), blocks.size(), bytes); });
   }
 
   // Only a read-only map: its pages may be dropped, as what they hold can be read again.
@@ -324,6 +340,13 @@ void bind_model(py::module_& m) {
            "tokens or more: their weights visit it one layer after the other.")
       .def("copy_blocks", &PyModel::copy_blocks, arg("source"), arg("destination"),
            "Copy K and V of block source[i] to destination[i] in every layer; int32 (n,) each.")
+      .def("read_blocks", &PyModel::read_blocks, arg("blocks"),
+           "K and V of blocks int32 (n,) in every layer, as they lie in the cache: uint8 "
+           "(n, block_bytes).")
+      .def("write_blocks", &PyModel::write_blocks, arg("blocks"), arg("data"),
+           "Put what read_blocks returned, uint8 (n, block_bytes), into blocks int32 (n,).")
+      .def_property_readonly("block_bytes", &PyModel::block_bytes,
+                             "Bytes of a block in all layers.")
       .def("read_ahead", &PyModel::read_ahead, arg("file"), arg("map"), arg("layers"),
            arg("window_bytes"), arg("loading") = "map",
            "From now on, steps read the weights of layers ahead of their use. file: a "

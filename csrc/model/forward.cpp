@@ -122,6 +122,43 @@ void Forward::copy_blocks(const int32_t* source, const int32_t* destination, int
   for (const auto& stage : stages_) stage->cache().copy_blocks(source, destination, n);
 }
 
+int64_t Forward::block_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& stage : stages_) bytes += stage->cache().block_bytes();
+  return bytes;
+}
+
+void Forward::check_block(int32_t block) const {
+  require(block >= 0 && block < n_blocks_,
+          "block " + to_string(block) + " is out of range; there are " + to_string(n_blocks_));
+}
+
+void Forward::read_blocks(const int32_t* blocks, int64_t n, char* host) const {
+  for (int64_t i = 0; i < n; ++i) check_block(blocks[i]);
+  for (int64_t i = 0; i < n; ++i) {
+    for (const auto& stage : stages_) {
+      stage->cache().read_block(blocks[i], host);
+      host += stage->cache().block_bytes();
+    }
+  }
+}
+
+void Forward::write_blocks(const int32_t* blocks, int64_t n, const char* host) {
+  std::vector<char> is_written(static_cast<size_t>(n_blocks_), 0);
+  for (int64_t i = 0; i < n; ++i) {
+    check_block(blocks[i]);
+    char& seen = is_written[static_cast<size_t>(blocks[i])];
+    require(seen == 0, "block " + to_string(blocks[i]) + " stands twice");
+    seen = 1;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (const auto& stage : stages_) {
+      stage->cache().write_block(blocks[i], host);
+      host += stage->cache().block_bytes();
+    }
+  }
+}
+
 int64_t Forward::work_bytes() const {
   int64_t bytes = x_.bytes();
   for (const auto& stage : stages_) bytes += stage->backend().work_bytes();

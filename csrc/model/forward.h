@@ -51,6 +51,11 @@ class Forward {
   // K and V of source[i] -> destination[i] in every layer. Throws InvalidArgument for an id out of
   // range and for a destination that is also a source or stands twice.
   void copy_blocks(const int32_t* source, const int32_t* destination, int64_t n);
+  // K and V of blocks, in all layers: to the host and back, block_bytes() each. Throws
+  // InvalidArgument for an id out of range, and for one that stands twice where it is written.
+  int64_t block_bytes() const;
+  void read_blocks(const int32_t* blocks, int64_t n, char* host) const;
+  void write_blocks(const int32_t* blocks, int64_t n, const char* host);
   int64_t output_width(Output output) const {
     return output == Output::kLogits ? config_.vocab_size : config_.dim;
   }
@@ -92,6 +97,7 @@ class Forward {
 
  private:
   Stage& stage_of(int64_t layer);
+  void check_block(int32_t block) const;
   void check_step(const StepArgs& args) const;
   void run_stages(const Pass& pass, const Answer& answer,
                   const std::function<void()>& between_layers);

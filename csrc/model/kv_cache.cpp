@@ -77,6 +77,48 @@ int64_t KvCache::bytes_for(KvType type, int64_t n_layers, int64_t n_blocks, int6
   return sizes_of(type, n_layers, n_blocks, n_kv_heads, head_dim).total;
 }
 
+std::array<KvCache::Part, 4> KvCache::parts_of(const KvLayerView& layer, int32_t block) const {
+  const int64_t rows = layer.n_kv_heads * kBlockSize;
+  const int64_t data = rows * layer.head_dim * element_bytes(type_);
+  const int64_t scales = type_ == KvType::kInt8 ? rows * 2 : 0;
+  const auto part = [block](void* begin, int64_t bytes) {
+    return Part{bytes == 0 ? nullptr : static_cast<char*>(begin) + block * bytes, bytes};
+  };
+  return {part(layer.k, data), part(layer.v, data), part(layer.k_scales, scales),
+          part(layer.v_scales, scales)};
+}
+
+int64_t KvCache::block_bytes() const {
+  int64_t bytes = 0;
+  for (const KvLayerView& layer : layers_) {
+    for (const Part& part : parts_of(layer, 0)) bytes += part.bytes;
+  }
+  return bytes;
+}
+
+// Backends copy whole floats: a part has 64 rows, so its bytes are a multiple of 4.
+void KvCache::read_block(int32_t block, char* host) const {
+  for (const KvLayerView& layer : layers_) {
+    for (const Part& part : parts_of(layer, block)) {
+      if (part.bytes == 0) continue;
+      backend_.copy_out(reinterpret_cast<const float*>(part.data), part.bytes / 4,
+                        reinterpret_cast<float*>(host));
+      host += part.bytes;
+    }
+  }
+}
+
+void KvCache::write_block(int32_t block, const char* host) {
+  for (const KvLayerView& layer : layers_) {
+    for (const Part& part : parts_of(layer, block)) {
+      if (part.bytes == 0) continue;
+      backend_.copy_in(reinterpret_cast<const float*>(host), part.bytes / 4,
+                       reinterpret_cast<float*>(part.data));
+      host += part.bytes;
+    }
+  }
+}
+
 void KvCache::copy_blocks(const int32_t* source, const int32_t* destination, int64_t n) {
   std::vector<char> role(static_cast<size_t>(n_blocks_), 0);
   const auto check = [&](const char* name, int32_t block) {

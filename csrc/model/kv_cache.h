@@ -1,6 +1,7 @@
 // The KV cache of some layers: blocks of 64 positions in a backend's memory.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string_view>
@@ -33,7 +34,20 @@ class KvCache {
   // range and for a destination that is also a source or stands twice.
   void copy_blocks(const int32_t* source, const int32_t* destination, int64_t n);
 
+  // Of one block: for each layer K, V, and for int8 their scales, as they lie in the cache; on the
+  // host, of any alignment. The id has been checked.
+  int64_t block_bytes() const;
+  void read_block(int32_t block, char* host) const;
+  void write_block(int32_t block, const char* host);
+
  private:
+  struct Part {
+    char* data;
+    int64_t bytes;
+  };
+  // K, V, scales of K and of V; without bytes where there are none.
+  std::array<Part, 4> parts_of(const KvLayerView& layer, int32_t block) const;
+
   Backend& backend_;
   KvType type_;
   int64_t n_blocks_;

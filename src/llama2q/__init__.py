@@ -17,7 +17,8 @@ from llama2q._core import __version__
 from llama2q.config import ModelConfig
 from llama2q.errors import Llama2qError
 from llama2q.generate.completion import Chunk, Completion, Timings, Usage
-from llama2q.generate.llama import Llama, load
+from llama2q.generate.llama import Llama
+from llama2q.generate.load import load
 from llama2q.generate.logprobs import Logprob
 from llama2q.generate.receipt import Receipt
 from llama2q.generate.score import Score
@@ -25,6 +26,7 @@ from llama2q.generate.stream import Stream
 from llama2q.plan import Plan, plan
 from llama2q.prediction import predict
 from llama2q.sampling import SamplingParams
+from llama2q.sessions import Session
 from llama2q.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ __all__ = [
     "Replay",
     "SamplingParams",
     "Score",
+    "Session",
     "Stream",
     "Timings",
     "Tokenizer",

@@ -228,6 +228,16 @@ class Model:
     def copy_blocks(self, source: _I32, destination: _I32) -> None:
         """Copy K and V of block source[i] to destination[i] in every layer."""
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block in all layers."""
+
+    def read_blocks(self, blocks: _I32) -> NDArray[np.uint8]:
+        """K and V of blocks (n,) in every layer, as they lie in the cache: (n, block_bytes)."""
+
+    def write_blocks(self, blocks: _I32, data: NDArray[np.uint8]) -> None:
+        """Put what read_blocks returned, (n, block_bytes), into blocks (n,)."""
+
     def read_ahead(
         self,
         file: int,

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core, memory
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import ContextLengthError, InvalidArgumentError
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import BLOCK, Sequence, blocks_for
+from llama2q.kv_blocks import BLOCK, blocks_for
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import KvChoice, kv_bytes_per_token, threads_for
+from llama2q.ragged import Span
 
 Kind: TypeAlias = Literal["prefill", "decode", "step", "batch"]
 Progress: TypeAlias = Callable[[int, int, str], None]

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
@@ -27,8 +26,11 @@ from llama2q.errors import (
 )
 from llama2q.format.layout import TOKENIZER
 from llama2q.format.reader import L2qFile
-from llama2q.kv_blocks import BlockPool, Sequence, blocks_for
+from llama2q.kv_blocks import BLOCK, BlockPool, blocks_for
+from llama2q.memory import parse_size
 from llama2q.plan import KvChoice, Plan, check_count, kv_bytes_per_token, plan_for, threads_for
+from llama2q.prefix_cache import root_key
+from llama2q.ragged import Span, step_arrays
 from llama2q.rope_scaling import RopeChoice
 from llama2q.tokenizer import Tokenizer
 from llama2q.weights import build_model
@@ -40,25 +42,6 @@ MOST_LARGEST = 64
 """Most logits of a row that `Engine.forward_largest` returns."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """New tokens of one sequence in a step.
-
-    Parameters
-    ----------
-    sequence : Sequence
-        Where they are appended.
-    token_ids : sequence of int
-        The tokens, at least one.
-    n_rows : int
-        How many of the last tokens' rows to return; 0 for none.
-    """
-
-    sequence: Sequence
-    token_ids: AbstractSequence[int]
-    n_rows: int = 1
 
 
 class Engine(Closing):
@@ -75,6 +58,7 @@ class Engine(Closing):
         max_sequences: int | None = None,
         request: DeviceRequest = CPU_ONLY,
         rope_scaling: RopeChoice = None,
+        prefix_memory: int | str | None = None,
     ) -> None:
         """Map a `.l2q` file and make its KV cache, whose memory is committed as it is used.
 
@@ -99,6 +83,10 @@ class Engine(Closing):
             GPUs that may be used.
         rope_scaling : str, mapping or None
             As in `llama2q.load`.
+        prefix_memory : int, str or None
+            Most memory of the KV cache that holds texts which nobody uses any more, in case that
+            they come again: bytes, or text like "2GB"; 0 keeps none. None: all of the cache that
+            is not needed otherwise.
 
         Raises
         ------
@@ -113,11 +101,14 @@ class Engine(Closing):
         """
         check_count("n_threads", n_threads)
         check_count("max_sequences", max_sequences)
+        kept_bytes = _bytes_of(prefix_memory)
         self._flags: set[_core.CancelFlag] = set()
         self._lock = threading.Lock()
         self._file = L2qFile(path)
         try:
-            self._set_up(n_ctx, kv_dtype, n_threads, isa, max_sequences, request, rope_scaling)
+            self._set_up(
+                n_ctx, kv_dtype, n_threads, isa, max_sequences, request, rope_scaling, kept_bytes
+            )
         except BaseException:
             self._file.close()
             raise
@@ -131,6 +122,7 @@ class Engine(Closing):
         max_sequences: int | None,
         request: DeviceRequest,
         rope_scaling: RopeChoice,
+        kept_bytes: int | None,
     ) -> None:
         config = self.config
         plan = plan_for(
@@ -164,7 +156,13 @@ class Engine(Closing):
                 f"{self._file.path}: its tokenizer has {self.tokenizer.vocab_size} pieces; "
                 f"tok_embeddings has {config.vocab_size} rows"
             )
-        self.pool = BlockPool(blocks_for(self.n_ctx) * plan.n_sequences)
+        root = root_key(self._file.model_id, plan.kv_dtype, plan.rope)
+        block_bytes = BLOCK * kv_bytes_per_token(config, plan.kv_dtype)
+        self.pool = BlockPool(
+            blocks_for(self.n_ctx) * plan.n_sequences,
+            root=root,
+            most_cached=None if kept_bytes is None else kept_bytes // block_bytes,
+        )
         self._model: _core.Model | None = build_model(
             self._file,
             kv_dtype=plan.kv_dtype,
@@ -305,7 +303,7 @@ class Engine(Closing):
         """
 
         def step(model: _core.Model, flag: _core.CancelFlag) -> tuple[NDArray[np.float32], _I32]:
-            return model.step_largest(*_step_arrays(spans), k=k, cancel=flag)
+            return model.step_largest(*step_arrays(spans), k=k, cancel=flag)
 
         return self._run(spans, cancel, step)
 
@@ -322,7 +320,7 @@ class Engine(Closing):
         output: Literal["logits", "hidden"],
     ) -> NDArray[np.float32]:
         def step(model: _core.Model, flag: _core.CancelFlag) -> NDArray[np.float32]:
-            return model.step(*_step_arrays(spans), output=output, cancel=flag)
+            return model.step(*step_arrays(spans), output=output, cancel=flag)
 
         return self._run(spans, cancel, step)
 
@@ -360,7 +358,7 @@ class Engine(Closing):
             with self._lock:
                 self._flags.discard(flag)
         for span in spans:
-            span.sequence.advance(len(span.token_ids))
+            span.sequence.append(span.token_ids)
         return result
 
     def copy_block(self, source: int, destination: int) -> None:
@@ -368,30 +366,25 @@ class Engine(Closing):
         ids = np.array([source, destination], np.int32)
         self._open_model().copy_blocks(ids[:1], ids[1:])
 
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in every layer."""
+        return self._open_model().block_bytes
 
-def _step_arrays(spans: AbstractSequence[Span]) -> tuple[_I32, _I32, _I32, _I32, _I32]:
-    """Lay spans out as the ragged step wants them.
+    def read_block(self, block: int) -> NDArray[np.uint8]:
+        """Return keys and values of one block, in every layer: uint8, (block_bytes,)."""
+        data: NDArray[np.uint8] = self._open_model().read_blocks(np.array([block], np.int32))[0]
+        return data
 
-    Returns
-    -------
-    token_ids, positions, sequence_of_token : int32, (n,)
-    block_tables : int32, (n_sequences, max_blocks)
-        -1 where a sequence has no block.
-    output_rows : int32, (m,)
-    """
-    lengths = [len(span.token_ids) for span in spans]
-    ends = np.cumsum(lengths)
-    token_ids = np.concatenate([np.asarray(span.token_ids, np.int32) for span in spans])
-    starts = np.array([span.sequence.n_tokens for span in spans])
-    within = np.arange(len(token_ids)) - np.repeat(ends - lengths, lengths)
-    positions = (np.repeat(starts, lengths) + within).astype(np.int32)
-    sequence_of_token = np.repeat(np.arange(len(spans), dtype=np.int32), lengths)
-    tables = [span.sequence.blocks for span in spans]
-    block_tables = np.full((len(spans), max(map(len, tables))), -1, np.int32)
-    for row, table in zip(block_tables, tables, strict=True):
-        row[: len(table)] = table
-    rows = [
-        np.arange(end - span.n_rows, end, dtype=np.int32)
-        for span, end in zip(spans, ends, strict=True)
-    ]
-    return token_ids, positions, sequence_of_token, block_tables, np.concatenate(rows)
+    def write_block(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Put what `read_block` returned into a block."""
+        self._open_model().write_blocks(np.array([block], np.int32), data[None])
+
+
+def _bytes_of(prefix_memory: int | str | None) -> int | None:
+    n_bytes = parse_size(prefix_memory) if isinstance(prefix_memory, str) else prefix_memory
+    if n_bytes is not None and (type(n_bytes) is not int or n_bytes < 0):
+        raise InvalidArgumentError(
+            f"prefix_memory is {prefix_memory!r}; expected bytes, 0 or more, or text like 2GB"
+        )
+    return n_bytes

@@ -216,5 +216,13 @@ class CancelledError(Llama2qError):
     """A step was cancelled through its flag."""
 
 
+class SessionBusyError(Llama2qError):
+    """A stream of the session is open."""
+
+
+class SessionFileError(Llama2qError):
+    """A saved session is damaged, or is not of this model, KV cache type and RoPE."""
+
+
 class ClosedError(Llama2qError, ValueError):
     """The model, stream or sequence has been closed."""

@@ -138,3 +138,13 @@ def made(**values: Any) -> Callable[[], Arguments]:
 
 def op(name: str) -> Callable[..., Any]:
     return lambda **arguments: getattr(model(), name)(**arguments)
+
+
+BLOCKS = [("blocks", ints([0, b])) for b in (-1, N_BLOCKS, BIG, SMALL)]
+BLOCK_TWICE = ("blocks", ints([0, 0]))
+ANY_COUNT = {"blocks": (0,)}
+
+
+def blocks_to_write() -> Arguments:
+    """Return arguments of `Model.write_blocks`."""
+    return {"blocks": ints([0, 1]), "data": u8(2, model().block_bytes)}

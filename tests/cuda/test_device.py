@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 import llama2q
 from builders import core_model, random_weights
 from llama2q import devices
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import DeviceError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
 from llama2q.plan import KvChoice
+from llama2q.ragged import Span
 from reference_weights import Quantized, Shape
 
 PROMPT = "The house stood at the end of a long road, and nobody had lived in it for years."

@@ -69,6 +69,22 @@ def test_other_types(convert_mini: Callable[..., Path], quant: str) -> None:
     assert logits(path, 40, device="cuda", gpu_layers=3).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
+def test_saved_sessions(model: Path, tmp_path: Path, kv_dtype: KvChoice) -> None:
+    """Keys and values of a device's layers come back; another split computes them again."""
+    how: dict[str, Any] = {"kv_dtype": kv_dtype, "n_ctx": 512, "device": "cuda"}
+    with llama2q.load(model, gpu_layers=4, **how) as llm, llm.session() as session:
+        session.append(llm.tokenizer.encode(PROMPT * 5))
+        session.save(tmp_path / "a")
+        expected = session.generate(seed=1, max_tokens=8)
+    for gpu_layers, is_taken in ((4, True), (2, False)):
+        with llama2q.load(model, gpu_layers=gpu_layers, **how) as llm, llm.session() as session:
+            session.load(tmp_path / "a")
+            found = session.generate(seed=1, max_tokens=8)
+            assert found.token_ids == expected.token_ids
+            assert (found.usage.cached_tokens > 0) == is_taken
+
+
 def test_several_devices(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets what fits; the plan is exact to the byte."""
     monkeypatch.setenv("LLAMA2Q_STAND_IN_DEVICES", "3")

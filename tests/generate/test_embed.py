@@ -11,9 +11,9 @@ import pytest
 
 import llama2q
 from llama2q import Llama
-from llama2q.engine import Span
 from llama2q.errors import ClosedError, ContextLengthError, InvalidArgumentError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
+from llama2q.ragged import Span
 from reference import Float64Ops, Forward
 from reference_weights import load_meta
 from tolerances import FACTOR, RUNS, RandomRounding

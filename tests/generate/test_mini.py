@@ -17,9 +17,9 @@ import pytest
 
 import llama2q
 from llama2q import Completion, Llama
-from llama2q.engine import Span
 from llama2q.errors import CancelledError
-from llama2q.kv_blocks import Sequence
+from llama2q.kv_sequence import Sequence
+from llama2q.ragged import Span
 
 PROMPTS = ["Once upon a time", "The king", "", "She said that " * 60]
 SETTINGS = {"temperature": 0.8, "top_p": 0.95, "seed": 1234, "max_tokens": 60}
@@ -129,11 +129,10 @@ def test_cancelled_step_leaves_the_sequence_as_it_was(mini: Llama) -> None:
 
 
 def test_close_during_the_prompt(mini: Llama) -> None:
-    prompt = [1] + [5, 6, 7] * 1300
     started = time.monotonic()
-    mini.generate(prompt, max_tokens=1)
+    mini.generate([1] + [5, 6, 7] * 1300, max_tokens=1)
     whole = time.monotonic() - started
-    stream = mini.stream(prompt)
+    stream = mini.stream([1] + [7, 6, 5] * 1300)  # of which the cache holds nothing
     thread = threading.Thread(target=lambda: list(stream))
     started = time.monotonic()
     thread.start()

@@ -92,7 +92,7 @@ PYTHON = (
     ),
     fault(
         "the last block of a prompt shared, not copied",
-        "src/llama2q/kv_blocks.py",
+        "src/llama2q/kv_sequence.py",
         "copy_block(self._blocks[n_full], sequence._blocks[n_full])",
         "pass",
         f"{SAMPLES}::test_samples_equal_separate_runs",
@@ -134,7 +134,7 @@ PYTHON = (
     ),
     fault(
         "last token's logits off by one",
-        "src/llama2q/engine.py",
+        "src/llama2q/ragged.py",
         "np.arange(end - span.n_rows, end, dtype=np.int32)",
         "np.arange(end - span.n_rows, end, dtype=np.int32) - (len(span.token_ids) > span.n_rows)",
         f"{REFERENCE}::test_text_prompt_gets_bos",

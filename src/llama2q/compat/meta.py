@@ -28,7 +28,7 @@ from llama2q.errors import InvalidArgumentError, MessagesError
 from llama2q.generate.batch import complete
 from llama2q.generate.completion import Completion
 from llama2q.generate.llama import Llama as Model
-from llama2q.generate.llama import load
+from llama2q.generate.load import load
 from llama2q.generate.logprobs import TokenLogprobs
 from llama2q.generate.prompt import Prompt
 from llama2q.sampling import SamplingParams

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
-from llama2q.engine import MOST_LARGEST, Engine, Span
+from llama2q.engine import MOST_LARGEST, Engine
 from llama2q.errors import KvCacheFullError
 from llama2q.generate.completion import Chunk, Completion
 from llama2q.generate.prompt import Prompt
 from llama2q.generate.request import Request
+from llama2q.ragged import Span
 
 PROMPT_TOKENS_PER_STEP = 512
 """Most prompt tokens fed in one step, over all requests."""

@@ -22,10 +22,14 @@ class Usage:
         Tokens of the prompt, BOS included.
     completion_tokens : int
         Tokens in `Completion.token_ids`.
+    cached_tokens : int
+        Tokens of the prompt that were not computed: the KV cache held them, or another sample of
+        the prompt read them. Not compared: it says how the result came about, not what it is.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def total_tokens(self) -> int:
@@ -92,7 +96,7 @@ class Completion:
         With `n` above 1: the samples 1 to n - 1 of the prompt; this one is sample 0.
     receipt : Receipt or None
         What `llama2q.replay` computes these tokens from again; it holds the prompt's ids. None with
-        logits processors.
+        logits processors, and where a session's context has slid.
     """
 
     text: str

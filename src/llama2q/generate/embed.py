@@ -9,9 +9,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import ContextLengthError, InvalidArgumentError
-from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.kv_sequence import Sequence as CachedSequence
+from llama2q.ragged import Span
 
 Pooling = Literal["mean", "last"]
 

@@ -33,6 +33,7 @@ class Prompt:
         params: SamplingParams,
         *,
         is_chat: bool = False,
+        slide_keep: int | None = None,
     ) -> None:
         """Check the prompt against the model; nothing is computed.
 
@@ -43,6 +44,10 @@ class Prompt:
         params : SamplingParams
         is_chat : bool
             What follows is an answer, whose text begins behind any white space.
+        slide_keep : int or None
+            Where the context is full, go on with so many tokens of the beginning and the last ones,
+            half a context in all; without `max_tokens`, for one context of new tokens. None ends
+            the output there.
 
         Raises
         ------
@@ -54,6 +59,8 @@ class Prompt:
         engine.check_open()
         engine.check_ids(ids)
         self.ids = [int(token) for token in ids]
+        self.slide_keep = slide_keep
+        self.n_ctx = engine.n_ctx
         room = engine.n_ctx - len(self.ids)
         if room < 1:
             raise ContextLengthError(
@@ -69,6 +76,7 @@ class Prompt:
         self.params = params
         self.is_chat = is_chat
         self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        room = room if slide_keep is None else max(params.max_tokens or 0, engine.n_ctx)
         self.limit = room if params.max_tokens is None else min(room, params.max_tokens)
         """Most tokens of the output."""
         self.reader: Request | None = None
@@ -80,7 +88,12 @@ class Prompt:
     @property
     def capacity(self) -> int:
         """Most tokens in the KV cache: the last one is returned, never fed."""
-        return len(self.ids) + self.limit - 1
+        return min(len(self.ids) + self.limit - 1, self.n_ctx)
+
+    @property
+    def reusable_ids(self) -> Sequence[int]:
+        """Tokens that need not be computed where the cache holds them: those without logits."""
+        return self.ids[:-1] if self.params.prompt_logprobs is None else ()
 
     def add_logprobs(self, engine: Engine, rows: NDArray[np.float32]) -> None:
         """Take the logits of the next tokens of the prompt, float32 (n, vocab_size)."""

@@ -8,26 +8,53 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import InvalidArgumentError
 from llama2q.generate.completion import Chunk, Completion, FinishReason, Timings, Usage
+from llama2q.generate.kept_text import KeptText
 from llama2q.generate.logit_edits import LogitEdits
 from llama2q.generate.logprobs import TokenLogprobs, token_logprobs
 from llama2q.generate.prompt import Prompt
-from llama2q.generate.receipt import receipt_of
+from llama2q.generate.receipt import Receipt, receipt_of
 from llama2q.generate.stopping import StopMatcher
-from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.kv_sequence import Sequence as CachedSequence
+from llama2q.ragged import Span
 from llama2q.tokenizer import StreamDecoder
 
 PROMPT_ROWS_PER_STEP = 128
 """Most tokens of one prompt fed in a step where the logits of each are asked for."""
 
 
+def n_after_slide(keep: int, n_ctx: int) -> int:
+    """Return how many tokens a full context goes on with: half of it, `keep` and one at least."""
+    return max(n_ctx // 2, keep + 1)
+
+
 class Request:
     """State of one generation: tokens still to be fed, text so far, and why it ended."""
 
-    def __init__(self, engine: Engine, prompt: Prompt, sequence_index: int = 0) -> None:
-        """Prepare the state of one sample; nothing is computed and no block taken."""
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        sequence_index: int = 0,
+        *,
+        kept: KeptText | None = None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare the state of one sample; nothing is computed and no block taken.
+
+        Parameters
+        ----------
+        engine : Engine
+        prompt : Prompt
+        sequence_index : int
+            Which sample of the prompt this is.
+        kept : KeptText or None
+            Where the prompt may be found in the cache, and where it and the output remain.
+        on_end : callable
+            Called once, when the blocks are given back.
+        """
         params = prompt.params
         self.prompt = prompt
         self.params = params
@@ -41,7 +68,12 @@ class Request:
         self._ending_ids = frozenset(ending_ids)
         self._edits = LogitEdits(params, prompt.ids, ending_ids)
         self._sequence: CachedSequence | None = None
-        self._reads_prompt = False
+        self._kept = kept
+        self._on_end = on_end
+        self._is_released = False
+        self._is_rereading = False
+        self._n_slid = 0
+        self._n_computed = 0
         self._pending = list(prompt.ids)
         self._decoder = StreamDecoder(engine.tokenizer)
         self._prompt_text = "".join([self._decoder.push(token) for token in self._pending])
@@ -59,8 +91,8 @@ class Request:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether the whole prompt has been read."""
-        return self._n_sampled > 0
+        """Whether all has been read but for the token sampled last."""
+        return self._n_sampled > 0 and not self._is_rereading
 
     @property
     def n_largest(self) -> int | None:
@@ -77,8 +109,15 @@ class Request:
 
     @property
     def position(self) -> int:
-        """Position that the next sampled token will occupy."""
-        return self._sequence.n_tokens if self._sequence else 0
+        """Position that the next sampled token will occupy, had nothing been left behind."""
+        return self._sequence.n_tokens + self._n_slid if self._sequence else 0
+
+    @property
+    def history(self) -> list[int]:
+        """Ids of prompt and output, less those that the context had to leave behind."""
+        ids = [*self.prompt.ids, *self._token_ids]
+        keep = self.prompt.slide_keep
+        return ids[:keep] + ids[keep + self._n_slid :] if keep is not None else ids
 
     @property
     def waits_for_prompt(self) -> bool:
@@ -90,20 +129,31 @@ class Request:
     ) -> None:
         """Reserve the blocks of the worst case; see `BlockPool.reserve`.
 
-        A sample whose prompt has been read begins with a fork of the reader's sequence.
+        What the cache holds of the prompt is taken from there, but for its last token, whose logits
+        are needed. A sample whose prompt has been read begins with a fork of the reader's sequence.
         """
         prompt = self.prompt
         self._started = time.perf_counter()
+        if self._kept is not None:
+            self._sequence, prompt.row = self._kept.hold(
+                prompt.ids, prompt.capacity, wait=wait, finishes=finishes, cancelled=cancelled
+            )
+            self._pending = prompt.ids[self._sequence.n_tokens :]
+            prompt.reader = self
+            return
         if prompt.reader is None or prompt.reader._sequence is None:
             self._sequence = CachedSequence(
                 self._engine.pool,
                 prompt.capacity,
+                begins=prompt.reusable_ids,
+                # Other samples begin again where the prompt ends: none may share that block.
+                most_public=None if self.params.n == 1 else len(prompt.ids),
                 wait=wait,
                 finishes=finishes,
                 cancelled=cancelled,
             )
+            self._pending = prompt.ids[self._sequence.n_tokens :]
             prompt.reader = self
-            self._reads_prompt = True
             return
         self._sequence = prompt.reader._sequence.fork(
             len(prompt.ids),
@@ -130,6 +180,9 @@ class Request:
         """Return the next tokens to feed, with rows of logits as needed."""
         if self._sequence is None:
             raise InvalidArgumentError("this request has not been admitted")
+        if not self.is_decoding and self.prompt.reusable_ids:
+            # Another request may have computed what comes next since this one was admitted.
+            del self._pending[: self._sequence.adopt(self._pending[:-1])]
         if self.params.prompt_logprobs is not None and not self.is_decoding:
             tokens = self._pending[: min(most, PROMPT_ROWS_PER_STEP)]
             return Span(self._sequence, tokens, len(tokens))
@@ -149,12 +202,14 @@ class Request:
         float32, (vocab_size,), or None
         """
         del self._pending[: len(span.token_ids)]
-        if not self.is_decoding:
+        if not self._n_sampled:
+            self._n_computed += len(span.token_ids)
             self.prompt.add_logprobs(self._engine, rows)
         if self._pending:
             return None
+        self._is_rereading = False
         last: NDArray[np.float32] = rows[-1]
-        if not self.is_decoding and self.params.n > 1:
+        if not self._n_sampled and self.params.n > 1:
             self.prompt.row = last.copy()
         return last
 
@@ -197,7 +252,20 @@ class Request:
             return self._chunk(text, "stop", stop)
         if len(self._token_ids) == self._limit:
             return self._end("length", None, text)
+        self._slide_if_full()
         return self._chunk(text) if text else None
+
+    def _slide_if_full(self) -> None:
+        """Where the sampled token finds no room, make some: leave tokens in the middle behind."""
+        keep = self.prompt.slide_keep
+        if keep is None or self._sequence is None or self._sequence.n_tokens < self.prompt.n_ctx:
+            return
+        ids = self.history
+        self._n_slid += len(ids) - n_after_slide(keep, self.prompt.n_ctx)
+        ids = self.history
+        self._sequence.rewind_near(keep)
+        self._pending = ids[self._sequence.n_tokens :]
+        self._is_rereading = True
 
     def _match(self, text: str) -> tuple[str, str | None]:
         """Look for stop strings, but not in the text of the first `min_tokens` tokens.
@@ -234,16 +302,22 @@ class Request:
         return Chunk(text, new, reason)
 
     def release(self) -> None:
-        """Give the blocks back; a second call does nothing."""
-        if self._sequence is not None:
+        """Give the blocks back, or leave them to the kept text; a second call does nothing."""
+        if self._is_released:
+            return
+        self._is_released = True
+        if self._kept is not None:
+            if self._sequence is not None:
+                self._kept.settle(self.history)
+        elif self._sequence is not None:
             self._sequence.release()
+        self._on_end()
 
     def completion(self) -> Completion:
         """Return the result; "abort" if it has not ended by itself."""
         prompt_seconds = self._first - self._started if self._n_sampled else 0.0
         decode_seconds = self._last - self._first
         n_decoded = self._n_sampled - 1
-        n_read = len(self.prompt.ids) if self._reads_prompt else 0
         params = self.params
         reason: FinishReason = self.finish_reason or "abort"
         return Completion(
@@ -251,11 +325,15 @@ class Request:
             token_ids=tuple(self._token_ids),
             finish_reason=reason,
             stop_reason=self._stop_reason,
-            usage=Usage(len(self.prompt.ids), len(self._token_ids)),
+            usage=Usage(
+                len(self.prompt.ids),
+                len(self._token_ids),
+                len(self.prompt.ids) - self._n_computed if self._n_sampled else 0,
+            ),
             timings=Timings(
                 prompt_seconds,
                 decode_seconds,
-                n_read / prompt_seconds if prompt_seconds > 0 else 0.0,
+                self._n_computed / prompt_seconds if prompt_seconds > 0 else 0.0,
                 n_decoded / decode_seconds if decode_seconds > 0 else 0.0,
             ),
             seed=self.seed,
@@ -266,14 +344,20 @@ class Request:
             prompt_logprobs=(
                 None if params.prompt_logprobs is None else tuple(self.prompt.logprobs)
             ),
-            receipt=receipt_of(
-                self._engine,
-                params,
-                prompt_ids=self.prompt.ids,
-                limit=self._limit,
-                seed=self.seed,
-                index=self.sequence_index,
-                token_ids=self._token_ids,
-                finish_reason=reason,
-            ),
+            receipt=self._receipt(reason),
+        )
+
+    def _receipt(self, reason: FinishReason) -> Receipt | None:
+        """Return what proves the output; None where a slide left tokens behind."""
+        if self._n_slid:
+            return None
+        return receipt_of(
+            self._engine,
+            self.params,
+            prompt_ids=self.prompt.ids,
+            limit=self._limit,
+            seed=self.seed,
+            index=self.sequence_index,
+            token_ids=self._token_ids,
+            finish_reason=reason,
         )

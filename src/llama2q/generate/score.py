@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2q import _core
-from llama2q.engine import Engine, Span
+from llama2q.engine import Engine
 from llama2q.errors import ContextLengthError, InvalidArgumentError
-from llama2q.kv_blocks import Sequence as CachedSequence
+from llama2q.kv_sequence import Sequence as CachedSequence
+from llama2q.ragged import Span
 
 _ROWS_PER_SLICE = 128
 _EXP_MAX = 709.0

@@ -16,9 +16,10 @@ from llama2q.errors import InvalidArgumentError, KvCacheFullError
 from llama2q.kv_blocks import BLOCK, BlockPool, blocks_for
 from llama2q.kv_sequence import Sequence
 from llama2q.prefix_cache import TokenChain, root_key
+from llama2q.rope_scaling import RopeScaling
 
 N_BLOCKS = 9
-FREQUENCIES = np.array([1.0, 0.5])
+PLAIN = RopeScaling()
 
 
 def text(*letters: int, rest: int = 0) -> list[int]:
@@ -62,13 +63,24 @@ def test_keys_do_not_depend_on_how_the_tokens_came() -> None:
 
 def test_root_depends_on_all_that_keys_and_values_do() -> None:
     roots = {
-        root_key("a" * 64, "f16", FREQUENCIES),
-        root_key("b" * 64, "f16", FREQUENCIES),
-        root_key("a" * 64, "int8", FREQUENCIES),
-        root_key("a" * 64, "f16", FREQUENCIES / 2),
+        root_key("a" * 64, "f16", PLAIN),
+        root_key("b" * 64, "f16", PLAIN),
+        root_key("a" * 64, "int8", PLAIN),
+        root_key("a" * 64, "f16", _yarn(1.0)),
+        root_key("a" * 64, "f16", _yarn(1.25)),
     }
-    assert len(roots) == 4
+    assert len(roots) == 5
     assert {len(root) for root in roots} == {32}
+
+
+def _yarn(attention_factor: float) -> RopeScaling:
+    """Scalings whose frequencies are the same."""
+    return RopeScaling(
+        scaling="yarn",
+        factor=2.0,
+        original_max_seq_len=512,
+        attention_factor=attention_factor,
+    )
 
 
 # --- what is shared ---------------------------------------------------------------------------

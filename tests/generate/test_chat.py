@@ -46,7 +46,8 @@ def chat(llm: Llama, template: str = "llama2-chat", **sampling: Any) -> Completi
     stream = llm.stream_chat(TALK, template=template, **settings)
     chunks = list(stream)
     streamed = stream.completion
-    assert replace(streamed, timings=result.timings, seed=result.seed) == result
+    drawn = {"timings": result.timings, "seed": result.seed, "receipt": result.receipt}
+    assert replace(streamed, **drawn) == result
     if not sampling.get("echo"):
         assert "".join(chunk.text for chunk in chunks) == result.text
         assert sum((chunk.token_ids for chunk in chunks), ()) == result.token_ids

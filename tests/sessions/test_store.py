@@ -54,6 +54,20 @@ def test_goes_on_where_it_was(mini: Llama, other: Llama, tmp_path: Path, n_token
         assert found.usage.cached_tokens == expected.usage.cached_tokens > n_tokens
 
 
+def test_nothing_remains_of_what_was_taken_back(mini: Llama, tmp_path: Path) -> None:
+    """The file depends on the text alone, not on what stood in its last block before."""
+    paths = tmp_path / "rewound.session", tmp_path / "plain.session"
+    ids = words(mini, 90)
+    with mini.session() as rewound, mini.session() as plain:
+        rewound.append(ids)
+        rewound.rewind(70)
+        rewound.append(ids[70:72])
+        plain.append(ids[:72])
+        rewound.save(paths[0])
+        plain.save(paths[1])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 def test_same_bytes(mini: Llama, other: Llama, tmp_path: Path) -> None:
     """A session that was loaded is saved as it was."""
     with mini.session() as session, other.session() as loaded:

@@ -19,8 +19,8 @@ SESSIONS = (
     fault(
         "another RoPE finds the same blocks",
         "src/llama2q/prefix_cache.py",
-        'digest.update(np.ascontiguousarray(inv_freq, "<f8").tobytes())',
-        "pass",
+        "json.dumps(rope.to_dict(), sort_keys=True))",
+        '"")',
         f"{CACHE}::test_root_depends_on_all_that_keys_and_values_do",
     ),
     fault(
@@ -102,6 +102,13 @@ SESSIONS = (
         "begins=(), most_public=0, wait=True",
         "begins=(), wait=True",
         f"{STORE}::test_loaded_blocks_are_shared_with_nobody_but_forks",
+    ),
+    fault(
+        "what was taken back is saved",
+        "src/llama2q/sessions/store.py",
+        "        part[:, :, n_kept:] = 0\n",
+        "",
+        f"{STORE}::test_nothing_remains_of_what_was_taken_back",
     ),
     fault(
         "the hash of a saved session not compared",

@@ -7,7 +7,7 @@ A file is safetensors in the canonical form of `.l2q` files (padded, sorted, wit
   how many tokens of the text have keys and values here
 - `token_ids` U8 `[n_tokens, 4]`: int32, little-endian; absent where there is none
 - `kv` U8 `[n_blocks, block_bytes]`: per block and layer K, V, and for int8 the scales of K and of
-  V, as they lie in the cache; absent where `n_cached` is 0
+  V, as they lie in the cache; absent where `n_cached` is 0. Zeros behind `n_cached`
 - `sha256` U8 `[32]`: of all bytes before it
 """
 
@@ -31,13 +31,14 @@ from llama2q.errors import HeaderError, SessionFileError, TensorLayoutError
 from llama2q.files import fsync_folder, replace
 from llama2q.format.header import LENGTH_BYTES, ParsedHeader, build_header, parse_header
 from llama2q.format.layout import TensorSpec, place
-from llama2q.kv_blocks import blocks_for
+from llama2q.kv_blocks import BLOCK, blocks_for
 from llama2q.kv_sequence import Sequence as CachedSequence
 
 FORMAT = "llama2q session"
 VERSION = "1"
 MAX_HEADER_BYTES = 64 * 1024
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+_ELEMENT_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 _HASH = TensorSpec("sha256", "U8", (32,))
 _KEYS = {"format", "version", "model_id", "kv_dtype", "rope", "computed_by", "n_cached"}
 
@@ -102,7 +103,7 @@ def save(
             for data in (
                 build_header(placed, metadata),
                 np.array(ids, "<i4").tobytes() + bytes(-4 * len(ids) % 64),
-                *_read(engine, blocks),
+                *_read(engine, blocks, n_cached),
             ):
                 digest.update(data)
                 file.write(data)
@@ -254,6 +255,23 @@ def _specs(n_tokens: int, n_blocks: int, block_bytes: int) -> list[TensorSpec]:
     return [*(spec for spec in specs if spec.nbytes), _HASH]
 
 
-def _read(engine: Engine, blocks: tuple[int, ...]) -> Iterator[bytes]:
-    for block in blocks:
-        yield engine.read_block(block).tobytes()
+def _read(engine: Engine, blocks: tuple[int, ...], n_cached: int) -> Iterator[bytes]:
+    for start, block in zip(range(0, n_cached, BLOCK), blocks, strict=True):
+        data = engine.read_block(block)
+        _erase(engine, data, n_cached - start)
+        yield data.tobytes()
+
+
+def _erase(engine: Engine, data: NDArray[np.uint8], n_kept: int) -> None:
+    """Zero all but the first positions of a block: the others may be of what was taken back."""
+    config = engine.config
+    widths = [config.head_dim * _ELEMENT_BYTES[engine.kv_dtype]] * 2
+    if engine.kv_dtype == "int8":
+        widths += [2, 2]
+    at = 0
+    layers = data.reshape(config.n_layers, -1)
+    for width in widths:
+        n_bytes = config.n_kv_heads * BLOCK * width
+        part = layers[:, at : at + n_bytes].reshape(-1, config.n_kv_heads, BLOCK, width)
+        part[:, :, n_kept:] = 0
+        at += n_bytes

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +31,7 @@ from llama2q.generate.stream import Stream
 from llama2q.ragged import Span
 from llama2q.sampling import SamplingParams
 from llama2q.sessions.asked import Asked, checked
+from llama2q.sessions.dialogue import DialogueWindow
 from llama2q.sessions.store import load, save
 from llama2q.sessions.window import WhenFull, Window
 
@@ -59,6 +61,7 @@ class Session(Closing):
         engine.check_open()
         self._engine = engine
         self._window = Window(engine.n_ctx, when_full, keep)
+        self._dialogue_window = DialogueWindow(self._window)
         self._prepare = prepare
         self._text = KeptText(engine)
         self._lock = threading.RLock()
@@ -207,7 +210,8 @@ class Session(Closing):
 
         The text becomes that of the dialogue and the answer. What it has in common with the text
         before is not computed again: of the last answer, that is what is encoded to the same
-        tokens as were generated.
+        tokens as were generated. With `when_full="slide"`, a dialogue that outgrows the context
+        leaves its oldest questions and their answers behind.
 
         Parameters
         ----------
@@ -245,7 +249,8 @@ class Session(Closing):
             raise InvalidArgumentError(
                 "this session was made without a chat format: make it by `Llama.session`"
             )
-        ids, settings = self._prepare(messages, settings, strict=strict, template=template)
+        prepare = partial(self._prepare, params=settings, strict=strict, template=template)
+        ids, settings = self._dialogue_window.fit(messages, prepare)
         n_new = len(ids) - n_common(ids, self._text.ids)
         return Asked(ids, n_new, settings, is_chat=True)
 
@@ -261,6 +266,7 @@ class Session(Closing):
                 keep=self._window.keep,
                 prepare=self._prepare,
             )
+            other._dialogue_window = self._dialogue_window.copy()
             other._text = self._text.copy()
             return other
 

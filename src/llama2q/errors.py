@@ -224,5 +224,9 @@ class SessionFileError(Llama2qError):
     """A saved session is damaged, or is not of this model, KV cache type and RoPE."""
 
 
+class ChatFileError(Llama2qError, ValueError):
+    """A file is no saved chat."""
+
+
 class ClosedError(Llama2qError, ValueError):
     """The model, stream or sequence has been closed."""

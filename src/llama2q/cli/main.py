@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from llama2q.cli.bench import bench
+from llama2q.cli.chat import chat
 from llama2q.cli.compare import compare
 from llama2q.cli.console import ProgressBar, exit_codes, note, print_json, set_up
 from llama2q.cli.doctor import doctor
@@ -134,7 +135,7 @@ def perplexity(
         )
 
 
-for command in (generate, replay, score, compare, export, plan, bench, verify, doctor):
+for command in (chat, generate, replay, score, compare, export, plan, bench, verify, doctor):
     app.command()(command)
 
 

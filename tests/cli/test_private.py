@@ -32,6 +32,7 @@ def commands(model: Path, checkpoint: Path, folder: Path) -> list[list[str]]:
     receipt = folder / "receipt.json"
     model_name, small = str(model), ["--max-tokens", "3"]
     return [
+        ["chat", model_name, *small, "--no-history"],
         ["generate", model_name, SECRET, *small, "--receipt", str(receipt)],
         ["replay", str(receipt), model_name],
         ["score", model_name, SECRET],
@@ -98,6 +99,7 @@ def run_all(calls: list[list[str]], prefix: list[str], before: str = "") -> None
     for command in calls:
         result = subprocess.run(
             [*prefix, *program(command, before)],
+            input=f"{SECRET}\n/stats\n",
             capture_output=True,
             encoding="utf-8",
             timeout=300,
@@ -138,7 +140,7 @@ def records() -> Any:
     root.setLevel(level)
 
 
-def test_prompts_are_not_logged(mini_file: Path, records: list[str]) -> None:
+def test_prompts_are_not_logged(mini_file: Path, tmp_path: Path, records: list[str]) -> None:
     with llama2q.load(mini_file, n_ctx=64) as llm:
         ids = llm.tokenizer.encode(SECRET)
         made = llm.generate([SECRET, SECRET * 2], max_tokens=5, seed=1, echo=True, logprobs=2)
@@ -146,6 +148,12 @@ def test_prompts_are_not_logged(mini_file: Path, records: list[str]) -> None:
             list(stream)
         llm.score(SECRET)
         llm.embed(SECRET)
+        llm.chat([{"role": "user", "content": SECRET}], max_tokens=3)
+        with llm.session() as session:
+            session.generate(SECRET, max_tokens=3)
+            session.chat([{"role": "user", "content": SECRET}], max_tokens=3)
+            session.save(tmp_path / "saved.session")
+            session.load(tmp_path / "saved.session")
         llm.logits(ids)
         with pytest.raises(llama2q.errors.ContextLengthError):
             llm.generate(SECRET * 40)
@@ -161,10 +169,11 @@ def test_prompts_are_not_logged(mini_file: Path, records: list[str]) -> None:
 
 
 def test_verbose_commands_do_not_show_the_prompt(mini_file: Path) -> None:
-    for command in (["generate", "--max-tokens", "3"], ["score"]):
-        name, *options = command
+    small = ["--max-tokens", "3"]
+    for name, arguments in (("generate", [SECRET, *small]), ("score", [SECRET]), ("chat", small)):
         result = subprocess.run(
-            [sys.executable, "-m", "llama2q", "-v", name, str(mini_file), SECRET, *options],
+            [sys.executable, "-m", "llama2q", "-v", name, str(mini_file), *arguments],
+            input=SECRET,
             capture_output=True,
             encoding="utf-8",
             check=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from teeth.chat import CHAT_FAULTS
 from teeth.mutant import fault
+from teeth.terminal import TERMINAL_FAULTS
 
 REFERENCE = "engine/test_reference.py"
 SAMPLES = "generate/test_samples.py"
@@ -11,6 +12,7 @@ SETTINGS = "generate/test_sampling_settings.py"
 
 PYTHON = (
     *CHAT_FAULTS,
+    *TERMINAL_FAULTS,
     fault(
         "missing BOS",
         "src/llama2q/tokenizer.py",

@@ -101,7 +101,6 @@ def has_stopped(screen: str) -> bool:
     return screen.rstrip().endswith("stopped; Ctrl-C again leaves]\n>")
 
 
-@pytest.mark.slow
 def test_a_chat(chat: Open, tmp_path: Path) -> None:
     history, saved = tmp_path / "history", tmp_path / "saved.json"
     first = chat("--history", str(history), *ENDLESS)
@@ -150,7 +149,6 @@ def test_a_chat(chat: Open, tmp_path: Path) -> None:
     assert history.read_text().endswith("+Again\n")
 
 
-@pytest.mark.slow
 def test_without_history(chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     terminal = chat("--no-history", "--max-tokens", "3")

@@ -322,13 +322,13 @@ VISIT_FAULTS = (
         "csrc/model/layer_stream.cpp",
         "const int64_t n_past = (position + kBlockSize - 1) / kBlockSize;",
         "const int64_t n_past = position / kBlockSize;",
-        f"{STAND_IN}::test_layers_that_visit[1-f16]",
+        f"{VISITS}::test_the_cache_comes_back",
     ),
     fault(
         "a visit: w2 where w1 and w3 lie",
         "csrc/model/layer_stream.cpp",
         "put(view.w2, layer.w2, 5);",
-        "put(view.w2, layer.w1_w3, 4);",
+        "put(view.w2, layer.w2, 4);",
         f"{STAND_IN}::test_layers_that_visit[1-f16]",
     ),
     fault(

@@ -106,6 +106,7 @@ def test_harmless_keys() -> None:
         ({"llama__rope__freq_base": float("inf")}, ParamsError, "freq_base is inf"),
         ({"llama__rope__dimension_count": 64}, UnsupportedModelError, "dimension_count is 64"),
         ({"llama__attention__key_length": 256}, UnsupportedModelError, "key_length is 256"),
+        ({"llama__rope__scale": 4.0}, UnsupportedModelError, "scaled positions"),
         ({"llama__expert_count": 8}, UnsupportedModelError, "expert_count is 8; .* experts"),
         ({"llama__attention__sliding_window": 4096}, UnsupportedModelError, "sliding window"),
         ({"llama__attention__causal": False}, UnsupportedModelError, "later tokens"),

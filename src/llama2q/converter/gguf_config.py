@@ -58,6 +58,7 @@ _WITHOUT = {
     "logit_scale": (0, "multipliers"),
     "pooling_type": (0, "embeddings of texts"),
     "residual_scale": (0, "multipliers"),
+    "rope.scale": (1, "scaled positions"),
     "use_parallel_residual": (False, "layers side by side"),
 }
 """Keys that may be there, each with the value that changes nothing, and what others ask for."""

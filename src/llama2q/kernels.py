@@ -198,6 +198,7 @@ def rope(
     positions: NDArray[np.int32],
     inv_freq: NDArray[np.float64],
     *,
+    attention_factor: float = 1.0,
     isa: str | None = None,
 ) -> NDArray[np.float32]:
     """Rotate the interleaved pairs (2i, 2i + 1) by position * inv_freq[i] (Su et al., 2021).
@@ -210,6 +211,8 @@ def rope(
         Position of each row, from 0.
     inv_freq : float64, (head_dim / 2,)
         Radians per position.
+    attention_factor : float
+        Factor on cos and sin: YaRN's (Peng et al., 2023, section 3.4). Over 0, at most 1000.
     isa : str or None
         See the module.
 
@@ -217,7 +220,7 @@ def rope(
     -------
     float32, (n, n_heads, head_dim)
     """
-    return _core.rope(x, positions, inv_freq, isa)
+    return _core.rope(x, positions, inv_freq, isa, attention_factor)
 
 
 def swiglu(

@@ -247,8 +247,14 @@ ROWS: dict[str, Row] = MODEL_ROWS | {
     ),
     "rope": Row(
         _core.rope,
-        made(x=f32(3, 2, 8), positions=ints([0, 5, 9]), inv_freq=np.full(4, 0.5)),
+        made(
+            x=f32(3, 2, 8),
+            positions=ints([0, 5, 9]),
+            inv_freq=np.full(4, 0.5),
+            attention_factor=1.0,
+        ),
         values=[
+            *(("attention_factor", x) for x in (0.0, -1.0, 1001.0, np.nan, np.inf)),
             *(("positions", ints([0, 0, x])) for x in (-1, SMALL)),
             *(("inv_freq", np.full(4, x)) for x in (np.nan, np.inf, -1.0, 1.5, 1e300)),
             *ISA,

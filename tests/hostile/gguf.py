@@ -162,6 +162,14 @@ def _ints(key: str, number_: int) -> Callable[[Model], None]:
     return lambda model: model.put(key, raw.U32, number(raw.U32, number_))
 
 
+def _scaling(kind: str, factor: float) -> Callable[[Model], None]:
+    def change(model: Model) -> None:
+        model.put("llama.rope.scaling.type", raw.STRING, text(kind))
+        model.put("llama.rope.scaling.factor", raw.F32, number(raw.F32, factor))
+
+    return change
+
+
 def _drop(name: str) -> Callable[[Model], object]:
     return lambda model: model.arrays.pop(name)
 
@@ -186,6 +194,11 @@ add("layers-without-end", TensorSetError, "its keys say 2147483647 layers",
     _ints("llama.block_count", 2**31 - 1))  # fmt: skip
 add("vocabulary-of-another-model", ParamsError, "vocab_size is 32000",
     _ints("llama.vocab_size", 32000))  # fmt: skip
+for _name, _factor in (("nan", float("nan")), ("0", 0.0), ("negative", -4.0), ("half", 0.5)):
+    add(f"positions-scaled-by-{_name}", ParamsError, "rope.scaling.factor is",
+        _scaling("yarn", _factor))  # fmt: skip
+add("positions-scaled-unknown", UnsupportedModelError, "rope scaling of type 'longrope'",
+    _scaling("longrope", 4.0))  # fmt: skip
 add("experts", UnsupportedModelError, "does not compute experts", _ints("llama.expert_count", 8))
 add("tensor-missing", TensorSetError, "missing 1 (blk.0.attn_q.weight)",
     _drop("blk.0.attn_q.weight"))  # fmt: skip

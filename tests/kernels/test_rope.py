@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import contract
-from llama2q import _core
+from llama2q import _core, kernels
 from llama2q.errors import InvalidArgumentError
-from reference import inv_freq
+from reference import inv_freq, yarn_rope
 from strategies import assert_same_bits, assert_within, floats
 from tolerances import of_one_op
 
@@ -49,8 +49,23 @@ def test_attention_factor(isa: str, factor: float) -> None:
         lambda ops: ops.rope(x.astype(np.float64), POSITIONS, frequencies, factor)
     )
     assert_within(rotated, exact, limit)
+    public = kernels.rope(x, POSITIONS, frequencies, attention_factor=factor, isa=isa)
+    assert_same_bits(public, rotated)
     plain = _core.rope(x, POSITIONS, frequencies, isa)
+    assert_same_bits(kernels.rope(x, POSITIONS, frequencies, isa=isa), plain)
     assert_same_bits(_core.rope(x, POSITIONS, frequencies, isa, 1.0), plain)
+
+
+@pytest.mark.parametrize("factor", [4.0, 32.0])
+def test_yarn(factor: float) -> None:
+    """The public kernel with YaRN's frequencies and factor, against float64."""
+    yarn = yarn_rope(64, 10000.0, factor, 4096)
+    x = floats(8, (len(POSITIONS), 2, 64), 5)
+    exact, limit = of_one_op(
+        lambda ops: ops.rope(x.astype(np.float64), POSITIONS, yarn.inv_freq, yarn.factor)
+    )
+    found = kernels.rope(x, POSITIONS, yarn.inv_freq, attention_factor=yarn.factor)
+    assert_within(found, exact, limit)
 
 
 def test_pairs_are_neighbours() -> None:
@@ -78,6 +93,6 @@ def test_arguments_are_checked() -> None:
         _core.rope(x, np.array([-1], np.int32), inv_freq(64, 10000.0))
     for factor in (0.0, -1.0, 1001.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgumentError, match="attention_factor"):
-            _core.rope(x, np.zeros(1, np.int32), inv_freq(64, 10000.0), None, factor)
+            kernels.rope(x, np.zeros(1, np.int32), inv_freq(64, 10000.0), attention_factor=factor)
     with pytest.raises(InvalidArgumentError, match="inv_freq"):
         _core.rope(x, np.zeros(1, np.int32), 2 * inv_freq(64, 10000.0))

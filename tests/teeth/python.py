@@ -291,11 +291,11 @@ PYTHON = (
         "converter/test_gguf_convert.py::test_what_llama_cpp_makes",
     ),
     fault(
-        "scaled positions of GGUF not refused",
-        "src/llama2q/converter/gguf_config.py",
-        '"rope.scaling.factor": (1, "scaled positions"),',
-        '"rope.scaling.factor": (4, "scaled positions"),',
-        "converter/test_gguf_config.py::test_refused_keys",
+        "attn_factor of GGUF without effect",
+        "src/llama2q/converter/gguf_rope.py",
+        "attention_factor=attention * attention_factor(scaling)",
+        "attention_factor=attention_factor(scaling)",
+        "converter/test_gguf_rope.py::test_read",
     ),
     fault(
         "columns of the wrong query heads evened out",

@@ -45,6 +45,8 @@ class GgufCheckpoint(Closing):
         The model's: by the file's name, else as the file says.
     config : ModelConfig
         Shape of the model.
+    rope : RopeScaling
+        How its positions are scaled.
     sources : list of Path
         Every file that is read.
     tokenizer_bytes : bytes
@@ -64,6 +66,7 @@ class GgufCheckpoint(Closing):
     folder: Path
     name: str
     config: ModelConfig
+    rope: RopeScaling
     sources: list[Path]
     tokenizer_bytes: bytes = field(repr=False)
     template_text: str | None = field(repr=False)
@@ -119,6 +122,7 @@ class GgufCheckpoint(Closing):
                 folder=path.resolve(),
                 name=parts.stem or plain_name(values.text("general.name") or ""),
                 config=config.model,
+                rope=config.rope,
                 sources=list(parts.paths),
                 tokenizer_bytes=tokenizer,
                 template_text=None if template is None else checked_template(template, where),
@@ -144,11 +148,6 @@ class GgufCheckpoint(Closing):
         title = self._files[0].values.get("general.name")
         name = f"{self.name} {title}" if isinstance(title, str) else self.name
         return detect_template(name.strip(), self.template_text)
-
-    @property
-    def rope(self) -> RopeScaling:
-        """None: files with scaled positions are refused."""
-        return RopeScaling()
 
     @property
     def dtype(self) -> str:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama2q.config import ModelConfig
+from llama2q.converter.gguf_rope import check_ramp, read_rope
 from llama2q.converter.gguf_values import GgufValues
 from llama2q.converter.json_file import shown
 from llama2q.errors import InvalidArgumentError, ParamsError, UnsupportedModelError
+from llama2q.rope_scaling import RopeScaling
 
 _ARCHITECTURE = "llama"
 _PREFIX = "llama."
@@ -34,6 +36,10 @@ _READ = {
     "feed_forward_length",
     "rope.dimension_count",
     "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.original_context_length",
     "rope.scaling.type",
     "vocab_size",
 }
@@ -52,16 +58,12 @@ _WITHOUT = {
     "logit_scale": (0, "multipliers"),
     "pooling_type": (0, "embeddings of texts"),
     "residual_scale": (0, "multipliers"),
-    "rope.scale_linear": (1, "scaled positions"),
-    "rope.scaling.attn_factor": (1, "scaled positions"),
-    "rope.scaling.factor": (1, "scaled positions"),
+    "rope.scale": (1, "scaled positions"),
     "use_parallel_residual": (False, "layers side by side"),
 }
 """Keys that may be there, each with the value that changes nothing, and what others ask for."""
-_HARMLESS = re.compile(
-    r"tensor_data_layout|rope\.scaling\.(original_context_length|finetuned|yarn_.*)"
-)
-"""Keys without effect, or with one only where the type of scaling is refused."""
+_HARMLESS = re.compile(r"tensor_data_layout|rope\.scaling\.(finetuned|yarn_.*)")
+"""Keys without effect, or with one that `gguf_rope` checks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,13 @@ class GgufConfig:
     Attributes
     ----------
     model : ModelConfig
+    rope : RopeScaling
     notes : tuple of str
         What a user should know.
     """
 
     model: ModelConfig
+    rope: RopeScaling
     notes: tuple[str, ...]
 
 
@@ -103,6 +107,7 @@ def read_config(values: GgufValues, n_rows: int) -> GgufConfig:
         raise ParamsError(
             f"{where}: {_PREFIX}vocab_size is {vocab_size}; token_embd.weight has {n_rows} rows"
         )
+    rope = read_rope(values, _size(values, "context_length"))
     try:
         model = ModelConfig(
             dim=_size(values, "embedding_length"),
@@ -112,7 +117,7 @@ def read_config(values: GgufValues, n_rows: int) -> GgufConfig:
             n_kv_heads=_size(values, "attention.head_count_kv", n_heads),
             vocab_size=n_rows,
             norm_eps=_number(values, "attention.layer_norm_rms_epsilon", None, 1e-20, 0.1),
-            max_seq_len=_size(values, "context_length"),
+            max_seq_len=rope.max_seq_len,
             rope_theta=_number(values, "rope.freq_base", 10000.0, 1.0, 1e12),
         )
     except InvalidArgumentError as error:
@@ -124,7 +129,8 @@ def read_config(values: GgufValues, n_rows: int) -> GgufConfig:
                 f"computes heads of embedding_length / head_count = {model.head_dim} only, and "
                 "rotates them whole"
             )
-    return GgufConfig(model, notes)
+    check_ramp(where, rope.scaling, model)
+    return GgufConfig(model, rope.scaling, (*notes, *rope.notes))
 
 
 def _refuse_others(values: GgufValues) -> tuple[str, ...]:
@@ -138,14 +144,6 @@ def _refuse_others(values: GgufValues) -> tuple[str, ...]:
         raise UnsupportedModelError(
             f"{where} has the architecture {shown(architecture)}; this engine computes Llama 2's "
             f"only ({_ARCHITECTURE})"
-        )
-    scaling = values.text(_PREFIX + "rope.scaling.type")
-    factor = values.number(_PREFIX + "rope.scaling.factor")
-    if scaling not in (None, "none") and not (scaling == "linear" and factor == 1):
-        raise UnsupportedModelError(
-            f"{where} asks for rope scaling of type {shown(scaling)} (factor {shown(factor)}); "
-            "that is not read from GGUF files yet. Convert the Hugging Face checkpoint that this "
-            "was made from"
         )
     unknown = []
     for key, found in values.values.items():
@@ -168,23 +166,8 @@ def _refuse_others(values: GgufValues) -> tuple[str, ...]:
 
 
 def _size(values: GgufValues, name: str, default: int | None = None) -> int:
-    found = values.integer(_PREFIX + name)
-    if found is None and default is not None:
-        return default
-    if found is None or not 1 <= found < 2**31:
-        raise _wrong(values, name, found, "a positive integer")
-    return found
+    return values.size(_PREFIX + name, default)
 
 
 def _number(values: GgufValues, name: str, default: float | None, low: float, high: float) -> float:
-    found = values.number(_PREFIX + name)
-    if found is None and default is not None:
-        return default
-    if found is None or not low <= found <= high:
-        raise _wrong(values, name, found, f"a number in [{low:g}, {high:g}]")
-    return found
-
-
-def _wrong(values: GgufValues, name: str, found: object, expected: str) -> ParamsError:
-    what = f"lacks {_PREFIX}{name}" if found is None else f"{_PREFIX}{name} is {found}"
-    return ParamsError(f"{values.where}: {what}; expected {expected}")
+    return values.bounded(_PREFIX + name, default, low, high)

@@ -61,6 +61,24 @@ class GgufValues:
                 return float(str(np.float32(found)))
         return float(found) if isinstance(found, int) else None
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """Return an integer in [1, 2**31); an absent key without a default is an error."""
+        found = self.integer(key)
+        if found is None and default is not None:
+            return default
+        if found is None or not 1 <= found < 2**31:
+            raise self._outside(key, found, "a positive integer")
+        return found
+
+    def bounded(self, key: str, default: float | None, low: float, high: float) -> float:
+        """Return a number in [low, high]; an absent key without a default is an error."""
+        found = self.number(key)
+        if found is None and default is not None:
+            return default
+        if found is None or not low <= found <= high:
+            raise self._outside(key, found, f"a number in [{low:g}, {high:g}]")
+        return found
+
     def texts(self, key: str) -> tuple[bytes, ...] | None:
         """Return a list of texts, as bytes."""
         found = self.values.get(key)
@@ -87,3 +105,7 @@ class GgufValues:
         found = self.values[key]
         found = found.tolist() if isinstance(found, np.ndarray) else found
         return ParamsError(f"{self.where}: {key} is {shown(found)}; expected {expected}")
+
+    def _outside(self, key: str, found: object, expected: str) -> ParamsError:
+        what = f"lacks {key}" if found is None else f"{key} is {found}"
+        return ParamsError(f"{self.where}: {what}; expected {expected}")

@@ -86,7 +86,7 @@ def read_rope(values: Mapping[str, Any], max_position_embeddings: int | None) ->
         theta=thetas[0] if thetas else 10000.0,
         scaling=scaling,
         max_seq_len=max_seq_len,
-        notes=_notes(scaling, max_seq_len),
+        notes=scaling_notes(scaling, max_seq_len),
     )
 
 
@@ -105,6 +105,33 @@ def number(values: Mapping[str, Any], name: str, low: float, high: float) -> flo
             f"config.json: {name} is {shown(value)}; expected a number in [{low:g}, {high:g}]"
         )
     return float(value)
+
+
+def scaled_context(scaling: RopeScaling, length: int) -> int:
+    """Return the scaled context of a checkpoint that gives its context as `length` tokens.
+
+    That is the context before the scaling, as the documentation of transformers asks for, unless
+    the original one is given beside it and another.
+    """
+    if scaling.scaling in ("none", "dynamic") or scaling.original_max_seq_len != length:
+        return length
+    return scaling.max_seq_len
+
+
+def scaling_notes(scaling: RopeScaling, max_seq_len: int) -> tuple[str, ...]:
+    """Return what a user should know of a checkpoint's scaling."""
+    original = scaling.original_max_seq_len
+    if scaling.scaling == "none":
+        return ()
+    if scaling.scaling == "dynamic":
+        return (
+            f"rope scaling 'dynamic' (factor {scaling.factor:g}) acts only beyond {original} "
+            f"tokens: load with a larger n_ctx, up to {scaling.max_seq_len}, to use it",
+        )
+    return (
+        f"rope scaling {scaling.scaling!r} (factor {scaling.factor:g}): {original} tokens become "
+        f"{max_seq_len}",
+    )
 
 
 def _scaling(settings: Mapping[str, Any], key: str, length: int) -> RopeScaling:
@@ -154,35 +181,16 @@ def _scaling(settings: Mapping[str, Any], key: str, length: int) -> RopeScaling:
 
 
 def _context(values: Mapping[str, Any], scaling: RopeScaling, length: int) -> int:
-    """Return the scaled context.
-
-    max_position_embeddings is the context before the scaling, as the documentation of
-    transformers asks for, unless the original one is given beside it and another; Vicuna gives the
-    scaled one as max_sequence_length.
-    """
-    if scaling.scaling in ("none", "dynamic") or scaling.original_max_seq_len != length:
-        return length
+    """Return the scaled context; Vicuna gives it as max_sequence_length."""
+    scaled = scaled_context(scaling, length)
     named = values.get("max_sequence_length")
-    if named is None:
-        return scaling.max_seq_len
+    if named is None or scaling.scaling in ("none", "dynamic"):
+        return scaled
+    if scaling.original_max_seq_len != length:
+        return scaled
     if type(named) is not int or not length <= named < 2**31:
         raise ParamsError(
             f"config.json: max_sequence_length is {shown(named)}; expected an integer of at least "
             f"max_position_embeddings, which is {length}"
         )
     return named
-
-
-def _notes(scaling: RopeScaling, max_seq_len: int) -> tuple[str, ...]:
-    original = scaling.original_max_seq_len
-    if scaling.scaling == "none":
-        return ()
-    if scaling.scaling == "dynamic":
-        return (
-            f"rope scaling 'dynamic' (factor {scaling.factor:g}) acts only beyond {original} "
-            f"tokens: load with a larger n_ctx, up to {scaling.max_seq_len}, to use it",
-        )
-    return (
-        f"rope scaling {scaling.scaling!r} (factor {scaling.factor:g}): {original} tokens become "
-        f"{max_seq_len}",
-    )

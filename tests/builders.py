@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama2q import _core
+from llama2q.kv_blocks import BLOCK
 from reference import Rope, inv_freq
 from reference_weights import (
     Dense,
@@ -257,3 +258,8 @@ def run(
         for begin in range(0, len(ids), size)
     ]
     return np.concatenate(parts)
+
+
+def text(*letters: int, rest: int = 0) -> list[int]:
+    """Whole KV blocks of one token each, and some tokens more."""
+    return [letter for letter in letters for _ in range(BLOCK)] + [7] * rest

@@ -153,8 +153,6 @@ def quantize_activations(
         Rows.
     group_size : int
         32, 64 or 128.
-    isa : str or None
-        See the module.
 
     Returns
     -------
@@ -183,8 +181,6 @@ def rms_norm(
         Factor per column.
     eps : float
         Added to the mean square.
-    isa : str or None
-        See the module.
 
     Returns
     -------
@@ -213,8 +209,6 @@ def rope(
         Radians per position.
     attention_factor : float
         Factor on cos and sin: YaRN's (Peng et al., 2023, section 3.4). Over 0, at most 1000.
-    isa : str or None
-        See the module.
 
     Returns
     -------
@@ -376,8 +370,6 @@ def sample(
         Cuts of the distribution; 1, 0 and 0 turn them off.
     seed, sequence_index, position : int
         Counter of the random number: Philox4x32-10, one draw per token.
-    isa : str or None
-        See the module.
 
     Returns
     -------

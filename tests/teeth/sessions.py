@@ -5,6 +5,7 @@ from __future__ import annotations
 from teeth.mutant import fault
 
 CACHE = "test_prefix_cache.py"
+MACHINE = "test_prefix_cache_machine.py"
 SESSION = "sessions/test_session.py"
 STORE = "sessions/test_store.py"
 
@@ -29,7 +30,7 @@ SESSIONS = (
         "            self._index.forget(block)\n            return True",
         "            return True",
         f"{CACHE}::test_rewind_into_a_published_block_withdraws_it",
-        f"{CACHE}::TestCacheMachine",
+        f"{MACHINE}::TestCacheMachine",
     ),
     fault(
         "a beginning evicted before its end",
@@ -44,7 +45,7 @@ SESSIONS = (
         "self._index.wake(block)",
         "pass",
         f"{CACHE}::test_held_blocks_are_not_evicted",
-        f"{CACHE}::TestCacheMachine",
+        f"{MACHINE}::TestCacheMachine",
     ),
     fault(
         "shared blocks reserved twice",

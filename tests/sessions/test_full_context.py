@@ -22,6 +22,7 @@ def test_stop_when_full(fake_llama: FakeLlama) -> None:
         assert len(session) == 128
         session.rewind(100)
         assert session.generate(seed=1).token_ids == result.token_ids
+        assert result.receipt is not None
 
 
 def test_slide_when_full(fake_llama: FakeLlama) -> None:
@@ -40,6 +41,7 @@ def test_slide_when_full(fake_llama: FakeLlama) -> None:
             expected.append(int(np.argmax(logits_of(tuple(window)))))
             window = [*window, expected[-1]]
         assert list(result.token_ids) == expected
+        assert result.receipt is None, "what was left behind cannot be computed again"
         assert session.token_ids == tuple(window)
 
 

@@ -101,6 +101,7 @@ def test_second_turn(mini: Llama, forgetful: Llama) -> None:
             expected = forgetful.generate(text + new, **SAMPLING)
             assert (result.text, result.token_ids) == (expected.text, expected.token_ids)
             assert result.usage == expected.usage
+            assert result.receipt == expected.receipt
             # All that was there but the token sampled last, which is never fed.
             assert result.usage.cached_tokens == max(len(text) - 1, 0) or turn == 0
             text += [*new, *result.token_ids]

@@ -98,6 +98,13 @@ SESSIONS = (
         "sessions/test_full_context.py::test_draws_differ_after_a_slide",
     ),
     fault(
+        "a receipt that a slide makes false",
+        "src/llama2q/generate/request.py",
+        "if self._n_slid:",
+        "if False:",
+        "sessions/test_full_context.py::test_slide_when_full",
+    ),
+    fault(
         "what a file says is shared with all",
         "src/llama2q/sessions/store.py",
         "begins=(), most_public=0, wait=True",

@@ -6,7 +6,9 @@
 
 namespace llama2q {
 
-Library::Library(const std::string& path) : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) {
+// Never unmapped: the CUDA runtime leaves functions behind that exit() calls.
+Library::Library(const std::string& path)
+    : handle_(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE)) {
   if (handle_ == nullptr) {
     const char* text = dlerror();
     throw std::runtime_error(text != nullptr ? text : path + " cannot be loaded");

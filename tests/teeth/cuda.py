@@ -332,6 +332,13 @@ VISIT_FAULTS = (
         f"{STAND_IN}::test_layers_that_visit[1-f16]",
     ),
     fault(
+        "the library is unmapped after its last user",
+        "csrc/base/os/posix/library.cpp",
+        "RTLD_LOCAL | RTLD_NODELETE",
+        "RTLD_LOCAL",
+        "cuda/test_library.py::test_it_outlives_its_last_user",
+    ),
+    fault(
         "a visit: launches overlap what is still being copied",
         "csrc/cuda/place.cu",
         "  device.stream.programmatic = false;\n",

@@ -46,7 +46,8 @@ DeviceShape device_shape(const Config& config, int64_t n_ctx_blocks, int64_t max
           .vocab_size = config.vocab_size,
           .n_ctx_blocks = n_ctx_blocks,
           .max_sequences = max_sequences,
-          .n_tokens = std::min(kStepTokens, n_ctx_blocks * kBlockSize * max_sequences),
+          // In this order no number of blocks overflows.
+          .n_tokens = std::min(kStepTokens / kBlockSize, n_ctx_blocks * max_sequences) * kBlockSize,
           .n_rows = kDeviceRows};
 }
 

@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama2q.cli.console import exit_codes, note
-from llama2q.cli.options import (
-    Context,
-    Device,
-    GpuLayers,
-    GpuMemory,
-    Kv,
-    KvChoice,
-    ModelFile,
-    RopeScaling,
-    StreamPrefill,
-    Threads,
-    layers_of,
-    rope_of,
-    stream_of,
-)
+from llama2q.cli.loading import DEFAULTS, LoadOptions, takes_load_options
+from llama2q.cli.options import ModelFile
 
 if TYPE_CHECKING:
     from llama2q.terminal import Lines
@@ -36,6 +23,7 @@ class WhenFull(StrEnum):
     slide = "slide"
 
 
+@takes_load_options
 def chat(
     file: ModelFile,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system prompt.")] = None,
@@ -69,14 +57,7 @@ def chat(
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Keep typed lines until the end only.")
     ] = False,
-    ctx: Context = None,
-    rope_scaling: RopeScaling = None,
-    kv: Kv = KvChoice.auto,
-    threads: Threads = None,
-    device: Device = "auto",
-    gpu_layers: GpuLayers = "auto",
-    gpu_memory: GpuMemory = None,
-    stream_prefill: StreamPrefill = "auto",
+    loading: LoadOptions = DEFAULTS,
 ) -> None:
     """Talk to FILE in the terminal; /help there lists the commands."""
     with exit_codes():
@@ -92,17 +73,7 @@ def chat(
             max_tokens=max_tokens,
             seed=seed,
         )
-        with llama2q.load(
-            file,
-            n_ctx=ctx,
-            kv_dtype=kv.value,
-            n_threads=threads,
-            device=device,
-            gpu_layers=layers_of(gpu_layers),
-            gpu_memory=gpu_memory,
-            stream_prefill=stream_of(stream_prefill),
-            rope_scaling=rope_of(rope_scaling),
-        ) as llm:
+        with loading.load(file) as llm:
             engine = llm.engine
             note(engine.plan.message)
             note(f"{engine.n_threads} threads, {engine.isa}; chat format {engine.file.template}.")

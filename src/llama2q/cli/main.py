@@ -15,21 +15,8 @@ from llama2q.cli.doctor import doctor
 from llama2q.cli.export import export
 from llama2q.cli.generate import generate
 from llama2q.cli.inspect import describe, print_description, print_licences
-from llama2q.cli.options import (
-    Device,
-    GpuLayers,
-    GpuMemory,
-    Json,
-    Kv,
-    KvChoice,
-    ModelFile,
-    Protocol,
-    RopeScaling,
-    TextFile,
-    Threads,
-    layers_of,
-    rope_of,
-)
+from llama2q.cli.loading import DEFAULTS, LoadOptions, takes_load_options
+from llama2q.cli.options import Json, ModelFile, Protocol, TextFile
 from llama2q.cli.plan import plan
 from llama2q.cli.replay import replay
 from llama2q.cli.score import score
@@ -87,6 +74,7 @@ def inspect(
 
 
 @app.command()
+@takes_load_options
 def perplexity(
     file: ModelFile,
     text: TextFile,
@@ -96,31 +84,17 @@ def perplexity(
             help="llama.cpp: chunks of 512, the second half scored; gptq: windows of 2048."
         ),
     ] = Protocol.llama_cpp,
-    rope_scaling: RopeScaling = None,
     chunks: Annotated[int | None, typer.Option(help="Only the first N chunks.")] = None,
-    kv: Kv = KvChoice.auto,
-    threads: Threads = None,
-    device: Device = "auto",
-    gpu_layers: GpuLayers = "auto",
-    gpu_memory: GpuMemory = None,
+    loading: LoadOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Measure how well FILE predicts TEXT."""
     with exit_codes():
-        import llama2q
         from llama2q.evaluate.perplexity import perplexity as measure
 
         content = text.read_bytes().decode("utf-8", "replace")
         with (
-            llama2q.load(
-                file,
-                kv_dtype=kv.value,
-                n_threads=threads,
-                device=device,
-                gpu_layers=layers_of(gpu_layers),
-                gpu_memory=gpu_memory,
-                rope_scaling=rope_of(rope_scaling),
-            ) as llm,
+            loading.load(file) as llm,
             ProgressBar("perplexity", "chunks") as bar,
         ):
             result = measure(llm, content, protocol=protocol.value, n_chunks=chunks, progress=bar)

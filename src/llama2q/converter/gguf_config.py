@@ -107,7 +107,7 @@ def read_config(values: GgufValues, n_rows: int) -> GgufConfig:
         raise ParamsError(
             f"{where}: {_PREFIX}vocab_size is {vocab_size}; token_embd.weight has {n_rows} rows"
         )
-    rope = read_rope(values, _size(values, "context_length"))
+    context = read_rope(values, _size(values, "context_length"))
     try:
         model = ModelConfig(
             dim=_size(values, "embedding_length"),
@@ -117,7 +117,7 @@ def read_config(values: GgufValues, n_rows: int) -> GgufConfig:
             n_kv_heads=_size(values, "attention.head_count_kv", n_heads),
             vocab_size=n_rows,
             norm_eps=_number(values, "attention.layer_norm_rms_epsilon", None, 1e-20, 0.1),
-            max_seq_len=rope.max_seq_len,
+            max_seq_len=context.max_seq_len,
             rope_theta=_number(values, "rope.freq_base", 10000.0, 1.0, 1e12),
         )
     except InvalidArgumentError as error:
@@ -129,8 +129,8 @@ def read_config(values: GgufValues, n_rows: int) -> GgufConfig:
                 f"computes heads of embedding_length / head_count = {model.head_dim} only, and "
                 "rotates them whole"
             )
-    check_ramp(where, rope.scaling, model)
-    return GgufConfig(model, rope.scaling, (*notes, *rope.notes))
+    check_ramp(where, context.scaling, model)
+    return GgufConfig(model, context.scaling, (*notes, *context.notes))
 
 
 def _refuse_others(values: GgufValues) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ by attn_factor, with YaRN by attn_factor * (0.1 ln(factor) + 1).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llama2q.config import ModelConfig
 from llama2q.converter.gguf_values import GgufValues
-from llama2q.converter.hf_rope import scaled_context, scaling_notes
 from llama2q.converter.json_file import shown
+from llama2q.converter.scaled_context import ScaledContext
 from llama2q.errors import InvalidArgumentError, ParamsError, UnsupportedModelError
 from llama2q.format.rope import attention_factor
 from llama2q.rope_scaling import BETA_FAST, BETA_SLOW, MAX_FACTOR, RopeScaling
@@ -36,25 +36,7 @@ _YARN = {
 """Keys that llama.cpp reads for other architectures, each with the value that changes nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class GgufRope:
-    """Scaling of positions.
-
-    Attributes
-    ----------
-    scaling : RopeScaling
-    max_seq_len : int
-        Tokens of the context, scaled.
-    notes : tuple of str
-        What a user should know.
-    """
-
-    scaling: RopeScaling
-    max_seq_len: int
-    notes: tuple[str, ...]
-
-
-def read_rope(values: GgufValues, context_length: int) -> GgufRope:
+def read_rope(values: GgufValues, context_length: int) -> ScaledContext:
     """Read the type of scaling, its factor and what belongs to them.
 
     As in `config.json`, context_length is the context before the scaling, unless the original one
@@ -67,9 +49,7 @@ def read_rope(values: GgufValues, context_length: int) -> GgufRope:
     UnsupportedModelError
         They ask for what this engine does not compute.
     """
-    scaling = _scaling(values, context_length)
-    max_seq_len = scaled_context(scaling, context_length)
-    return GgufRope(scaling, max_seq_len, scaling_notes(scaling, max_seq_len))
+    return ScaledContext.of(_scaling(values, context_length), context_length)
 
 
 def check_ramp(where: str, scaling: RopeScaling, model: ModelConfig) -> None:

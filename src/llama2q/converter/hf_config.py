@@ -117,7 +117,7 @@ def read_config(path: Path) -> HfConfig:
             n_kv_heads=sizes["num_key_value_heads"] or sizes["num_attention_heads"],
             vocab_size=sizes["vocab_size"] or 1,
             norm_eps=number(values, "rms_norm_eps", 1e-20, 0.1),
-            max_seq_len=rope.max_seq_len,
+            max_seq_len=rope.context.max_seq_len,
             rope_theta=rope.theta,
         )
     except InvalidArgumentError as error:
@@ -132,8 +132,8 @@ def read_config(path: Path) -> HfConfig:
         vocab_size=sizes["vocab_size"],
         tied=_flag(values, "tie_word_embeddings"),
         eos_ids=_special_ids(values),
-        rope=rope.scaling,
-        notes=rope.notes,
+        rope=rope.context.scaling,
+        notes=rope.context.notes,
     )
 
 

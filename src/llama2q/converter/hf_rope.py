@@ -6,10 +6,11 @@ Source of keys, defaults and formulas: huggingface/transformers, `modeling_rope_
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llama2q.converter.json_file import shown
+from llama2q.converter.scaled_context import ScaledContext
 from llama2q.errors import InvalidArgumentError, ParamsError, UnsupportedModelError
 from llama2q.rope_scaling import BETA_FAST, BETA_SLOW, MAX_FACTOR, RopeScaling
 
@@ -33,17 +34,11 @@ class HfRope:
     Attributes
     ----------
     theta : float
-    scaling : RopeScaling
-    max_seq_len : int
-        Tokens of the context, scaled.
-    notes : tuple of str
-        What a user should know.
+    context : ScaledContext
     """
 
     theta: float
-    scaling: RopeScaling
-    max_seq_len: int
-    notes: tuple[str, ...]
+    context: ScaledContext
 
 
 def read_rope(values: Mapping[str, Any], max_position_embeddings: int | None) -> HfRope:
@@ -80,13 +75,9 @@ def read_rope(values: Mapping[str, Any], max_position_embeddings: int | None) ->
         )
     if len(set(found)) > 1:
         raise ParamsError("config.json: rope_scaling and rope_parameters differ; keep one")
-    scaling = found[0] if found else _NONE
-    max_seq_len = _context(values, scaling, length)
     return HfRope(
         theta=thetas[0] if thetas else 10000.0,
-        scaling=scaling,
-        max_seq_len=max_seq_len,
-        notes=scaling_notes(scaling, max_seq_len),
+        context=_context(values, found[0] if found else _NONE, length),
     )
 
 
@@ -105,33 +96,6 @@ def number(values: Mapping[str, Any], name: str, low: float, high: float) -> flo
             f"config.json: {name} is {shown(value)}; expected a number in [{low:g}, {high:g}]"
         )
     return float(value)
-
-
-def scaled_context(scaling: RopeScaling, length: int) -> int:
-    """Return the scaled context of a checkpoint that gives its context as `length` tokens.
-
-    That is the context before the scaling, as the documentation of transformers asks for, unless
-    the original one is given beside it and another.
-    """
-    if scaling.scaling in ("none", "dynamic") or scaling.original_max_seq_len != length:
-        return length
-    return scaling.max_seq_len
-
-
-def scaling_notes(scaling: RopeScaling, max_seq_len: int) -> tuple[str, ...]:
-    """Return what a user should know of a checkpoint's scaling."""
-    original = scaling.original_max_seq_len
-    if scaling.scaling == "none":
-        return ()
-    if scaling.scaling == "dynamic":
-        return (
-            f"rope scaling 'dynamic' (factor {scaling.factor:g}) acts only beyond {original} "
-            f"tokens: load with a larger n_ctx, up to {scaling.max_seq_len}, to use it",
-        )
-    return (
-        f"rope scaling {scaling.scaling!r} (factor {scaling.factor:g}): {original} tokens become "
-        f"{max_seq_len}",
-    )
 
 
 def _scaling(settings: Mapping[str, Any], key: str, length: int) -> RopeScaling:
@@ -180,17 +144,17 @@ def _scaling(settings: Mapping[str, Any], key: str, length: int) -> RopeScaling:
         raise ParamsError(f"config.json: {key}: {error}") from error
 
 
-def _context(values: Mapping[str, Any], scaling: RopeScaling, length: int) -> int:
-    """Return the scaled context; Vicuna gives it as max_sequence_length."""
-    scaled = scaled_context(scaling, length)
+def _context(values: Mapping[str, Any], scaling: RopeScaling, length: int) -> ScaledContext:
+    """Return the scaled context; Vicuna gives its length as max_sequence_length."""
+    context = ScaledContext.of(scaling, length)
     named = values.get("max_sequence_length")
     if named is None or scaling.scaling in ("none", "dynamic"):
-        return scaled
+        return context
     if scaling.original_max_seq_len != length:
-        return scaled
+        return context
     if type(named) is not int or not length <= named < 2**31:
         raise ParamsError(
             f"config.json: max_sequence_length is {shown(named)}; expected an integer of at least "
             f"max_position_embeddings, which is {length}"
         )
-    return named
+    return replace(context, max_seq_len=named)

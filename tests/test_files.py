@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +87,34 @@ def test_other_refusals_stay_what_they_are(tmp_path: Path) -> None:
     files.require_replaceable(target)
     files.require_replaceable(tmp_path / "absent")
     assert target.read_bytes() == b"old"
+
+
+def test_a_private_file_appears_whole(tmp_path: Path) -> None:
+    path, part = tmp_path / "a", tmp_path / "a.part"
+    part.write_bytes(b"of a writer that was killed")
+    part.chmod(0o644)
+    with files.private_file(path) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert not part.exists()
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_private_file_that_cannot_be_named_keeps_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with in_use(path, 32), pytest.raises(FileInUseError, match=r"the new content is in .*a\.part"):
+        with files.private_file(path) as file:
+            file.write(b"new")
+    assert (path.read_bytes(), (tmp_path / "a.part").read_bytes()) == (b"old", b"new")
+
+
+def test_a_private_file_replaces_files_only(tmp_path: Path) -> None:
+    for taken in (tmp_path, Path(os.devnull)):
+        with pytest.raises(FileExistsError, match="is no file"), files.private_file(taken):
+            pytest.fail("it should not be opened")
 
 
 @pytest.mark.parametrize("fingerprint", ["f", ""])

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,7 @@ from llama2q.errors import FileInUseError
 
 _log = logging.getLogger(__name__)
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _LOCKED_BYTE = 2**31 - 2
 """Place of the byte that stands for a locked file on Windows: the last that its call can reach."""
 _DENIED_BY_USE = {
@@ -102,6 +103,38 @@ def replace(source: Path, target: Path) -> None:
             time.sleep(_SECONDS_BETWEEN)
         else:
             return
+
+
+@contextlib.contextmanager
+def private_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file that only its owner can read; it gets its name, whole, at the block's end.
+
+    Until then the data lie in `NAME.part`, which an error removes. What had the name is replaced.
+
+    Raises
+    ------
+    FileInUseError
+        See `replace`; `NAME.part` stays.
+    FileExistsError
+        What has the name is no file: a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is there, and is no file: give another name")
+    part = path.with_name(path.name + ".part")
+    try:
+        part.unlink(missing_ok=True)  # of a writer that was killed: others may have it open
+        with os.fdopen(os.open(part, _NEW, 0o600), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        replace(part, path)
+    except FileInUseError:
+        raise  # it says where the new content is
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    fsync_folder(path.parent)
 
 
 def require_replaceable(target: Path) -> None:

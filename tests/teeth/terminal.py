@@ -54,9 +54,9 @@ TERMINAL_FAULTS = (
     ),
     fault(
         "a saved chat that all can read",
-        "src/llama2q/terminal/conversation.py",
-        "_WRITE, 0o600)",
-        "_WRITE, 0o644)",
+        "src/llama2q/files.py",
+        "_NEW, 0o600)",
+        "_NEW, 0o644)",
         f"{CONVERSATION}::test_only_its_owner_reads_it",
     ),
     fault(

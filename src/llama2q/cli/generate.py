@@ -10,28 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama2q.cli.console import exit_codes, note, print_json
-from llama2q.cli.options import (
-    Context,
-    Device,
-    GpuLayers,
-    GpuMemory,
-    Json,
-    Kv,
-    KvChoice,
-    ModelFile,
-    RopeScaling,
-    StreamPrefill,
-    Threads,
-    layers_of,
-    rope_of,
-    stream_of,
-)
+from llama2q.cli.loading import DEFAULTS, LoadOptions, takes_load_options
+from llama2q.cli.options import Json, ModelFile
 from llama2q.errors import InvalidArgumentError
+from llama2q.files import private_file
 
 if TYPE_CHECKING:
     from llama2q import Completion, Llama, SamplingParams
 
 
+@takes_load_options
 def generate(
     file: ModelFile,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue; - is stdin.")],
@@ -74,14 +62,7 @@ def generate(
             help="Write what `llama2q replay` proves the tokens from.",
         ),
     ] = None,
-    ctx: Context = None,
-    rope_scaling: RopeScaling = None,
-    kv: Kv = KvChoice.auto,
-    threads: Threads = None,
-    device: Device = "auto",
-    gpu_layers: GpuLayers = "auto",
-    gpu_memory: GpuMemory = None,
-    stream_prefill: StreamPrefill = "auto",
+    loading: LoadOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Continue PROMPT: new text to stdout as it comes, speed to stderr."""
@@ -112,17 +93,7 @@ def generate(
             echo=echo,
             logprobs=logprobs,
         )
-        with llama2q.load(
-            file,
-            n_ctx=ctx,
-            kv_dtype=kv.value,
-            n_threads=threads,
-            device=device,
-            gpu_layers=layers_of(gpu_layers),
-            gpu_memory=gpu_memory,
-            stream_prefill=stream_of(stream_prefill),
-            rope_scaling=rope_of(rope_scaling),
-        ) as llm:
+        with loading.load(file) as llm:
             if json or n > 1:
                 completion = llm.generate(prompt, params)
             else:
@@ -134,7 +105,8 @@ def generate(
             for sample in completion.samples:
                 print(f"--- {sample.index}\n{sample.prompt or ''}{sample.text}")
         if receipt is not None and completion.receipt is not None:
-            receipt.write_text(completion.receipt.to_json() + "\n", encoding="ascii")
+            with private_file(receipt) as opened:
+                opened.write(completion.receipt.to_json().encode("ascii") + b"\n")
         for sample in completion.samples:
             _note(sample, kv_dtype)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from llama2q import _core
 from llama2q.engine import Engine
 from llama2q.errors import InvalidArgumentError, ReceiptError
 from llama2q.rope_scaling import RopeScaling
@@ -61,7 +62,7 @@ class Receipt:
 
     model_id: str
     contract: int | None
-    kv_dtype: str
+    kv_dtype: _core.KvDtype
     rope: RopeScaling
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams

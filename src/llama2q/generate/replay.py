@@ -82,7 +82,7 @@ def replay(receipt: Receipt, path: str | Path, *, n_threads: int | None = None) 
     with Engine(
         path,
         n_ctx=len(receipt.prompt_ids) + most,
-        kv_dtype=receipt.kv_dtype,  # type: ignore[arg-type]
+        kv_dtype=receipt.kv_dtype,
         n_threads=n_threads,
         max_sequences=1,
         rope_scaling=receipt.rope,

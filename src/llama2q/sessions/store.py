@@ -13,7 +13,6 @@ A file is safetensors in the canonical form of `.l2q` files (padded, sorted, wit
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from llama2q import _core
 from llama2q.engine import Engine
 from llama2q.errors import HeaderError, SessionFileError, TensorLayoutError
-from llama2q.files import fsync_folder, replace
+from llama2q.files import private_file
 from llama2q.format.header import LENGTH_BYTES, ParsedHeader, build_header, parse_header
 from llama2q.format.layout import TensorSpec, place
 from llama2q.kv_blocks import BLOCK, blocks_for
@@ -37,7 +36,6 @@ from llama2q.kv_sequence import Sequence as CachedSequence
 FORMAT = "llama2q session"
 VERSION = "1"
 MAX_HEADER_BYTES = 64 * 1024
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
 _ELEMENT_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 _HASH = TensorSpec("sha256", "U8", (32,))
 _KEYS = {"format", "version", "model_id", "kv_dtype", "rope", "computed_by", "n_cached"}
@@ -95,27 +93,16 @@ def save(
         **binding_of(engine),
         "n_cached": str(n_cached),
     }
-    part = path.with_name(path.name + ".part")
-    try:
-        # Only its owner can read it: a session holds what was said.
-        with os.fdopen(os.open(part, _WRITE, 0o600), "wb") as file:
-            digest = hashlib.sha256()
-            for data in (
-                build_header(placed, metadata),
-                np.array(ids, "<i4").tobytes() + bytes(-4 * len(ids) % 64),
-                *_read(engine, blocks, n_cached),
-            ):
-                digest.update(data)
-                file.write(data)
-            file.write(digest.digest() + bytes(32))
-            file.flush()
-            os.fsync(file.fileno())
-        replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    fsync_folder(path.parent)
+    with private_file(path) as file:  # a session holds what was said
+        digest = hashlib.sha256()
+        for data in (
+            build_header(placed, metadata),
+            np.array(ids, "<i4").tobytes() + bytes(-4 * len(ids) % 64),
+            *_read(engine, blocks, n_cached),
+        ):
+            digest.update(data)
+            file.write(data)
+        file.write(digest.digest() + bytes(32))
 
 
 def load(engine: Engine, path: Path) -> StoredText:

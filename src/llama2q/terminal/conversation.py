@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from llama2q.chat.messages import Message
 from llama2q.errors import ChatFileError
-from llama2q.files import replace
+from llama2q.files import private_file
 
 FORMAT = "llama2q-chat"
 VERSION = 1
 MAX_BYTES = 64 << 20
-
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 @dataclass(slots=True)
@@ -45,16 +41,8 @@ class Conversation:
         """Write a JSON file that only its owner can read; it appears whole or not at all."""
         turns = [{"question": question, "answer": answer} for question, answer in self.turns]
         values = {"format": FORMAT, "version": VERSION, "system": self.system, "turns": turns}
-        part = path.with_name(path.name + ".part")
-        try:
-            with os.fdopen(os.open(part, _WRITE, 0o600), "w", encoding="utf-8") as file:
-                json.dump(values, file, ensure_ascii=False, indent=1)
-                file.write("\n")
-            replace(part, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise
+        with private_file(path) as file:
+            file.write(json.dumps(values, ensure_ascii=False, indent=1).encode() + b"\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

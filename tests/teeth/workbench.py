@@ -35,6 +35,7 @@ class Outcome:
     passed: int
     failed: int
     errors: int
+    skipped: int
     output: str
 
 
@@ -161,7 +162,7 @@ class Workbench:
         )  # fmt: skip
         output = done.stdout[-6000:] + done.stderr[-2000:]
         if not report.exists():
-            return Outcome(0, 0, 1, output)
+            return Outcome(0, 0, 1, 0, output)
         suites = ET.parse(report).getroot().iter("testsuite")
         total = failed = errors = skipped = 0
         for suite in suites:
@@ -169,4 +170,4 @@ class Workbench:
             failed += int(suite.get("failures", 0))
             errors += int(suite.get("errors", 0))
             skipped += int(suite.get("skipped", 0))
-        return Outcome(total - failed - errors - skipped, failed, errors, output)
+        return Outcome(total - failed - errors - skipped, failed, errors, skipped, output)

@@ -59,7 +59,7 @@ def generate(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Write what `llama2q replay` proves the tokens from.",
+            help="Write what `llama2q replay` proves the tokens from; mode 0600.",
         ),
     ] = None,
     loading: LoadOptions = DEFAULTS,
